@@ -1,0 +1,341 @@
+"""The values a run reports, as frozen dataclasses with a versioned JSON form.
+
+One object, :class:`Report`, is what the API returns, what ``--json`` prints and what is written beside the model.
+Everything in it is plain data (str, int, float, bool, None, tuples, dicts): no paths of the machine that made
+it, no timestamps, so that the same input gives the same bytes (wall times live under ``stages`` and
+``latency`` only and are the one part that differs between runs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Comparison",
+    "Contender",
+    "Decline",
+    "LatencyReport",
+    "ParityReport",
+    "PassRecord",
+    "Ratio",
+    "Report",
+    "Rewrite",
+    "Site",
+    "Stage",
+    "Verdict",
+    "from_json",
+    "to_json",
+]
+
+#: Version of the JSON form. The first number changes when a field is removed or changes its meaning.
+SCHEMA_VERSION = "1.0"
+
+Verdict = Literal["pass", "fail", "inconclusive", "not-run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One attention of the model and what became of it.
+
+    Attributes:
+        index: Position among the model's sites, in topological order, from 0.
+        name: Name of the graph node that now computes it (fused) or of its softmax (declined).
+        status: "fused" or "declined".
+        op: Qualified name of the node it became ("com.microsoft::MultiHeadAttention"), None when declined.
+        kernel: Kernel class expected on the target ("flash", "naive", "own", "unknown"), None when declined.
+        rule: Code of the lowering rule that decided, e.g. "ATT101".
+        reason: Stable reason code of a decline ("needs-custom-op", "mask-not-proven", ...), None when fused.
+        detail: One sentence: what was expected, what was found.
+        nearest: The lowering that came closest, None when fused.
+        module_path: Dotted path of the torch module that called it ("encoder.layer.3.attention.self").
+        source: "relative/file.py:123" of the user's code that called it.
+        origin: How it was found: "sdpa" (captured call), "softmax" (recognised), "op" (already one node).
+        facts: The typed facts: heads, kv_heads, head_dim, value_dim, scale, causal, window, mask, bias, ...
+        error: Largest error of the fused form against float64, relative to the largest output (proof).
+        error_unfused: The same for the form it replaced.
+        granted: Tolerance the proof granted.
+        assumptions: Named assumptions under which the two forms are equal ("fully-masked-rows").
+    """
+
+    index: int
+    name: str
+    status: Literal["fused", "declined"]
+    op: str | None = None
+    kernel: str | None = None
+    rule: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    nearest: str | None = None
+    module_path: str | None = None
+    source: str | None = None
+    origin: Literal["sdpa", "softmax", "op"] = "sdpa"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: float | None = None
+    error_unfused: float | None = None
+    granted: float | None = None
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """A rule that was applied at one place: ``at`` names the node; errors are those of the proof."""
+
+    rule: str
+    at: str
+    emits: str
+    error: float | None = None
+    error_unfused: float | None = None
+    granted: float | None = None
+    proof: Literal["executed", "cached", "exact", "not-run"] = "executed"
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decline:
+    """A rule that looked at a node and said no. ``rolled_back`` marks one whose proof failed."""
+
+    rule: str
+    at: str
+    reason: str
+    detail: str
+    rolled_back: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRecord:
+    """One pass of the pipeline: how long, how many rewrites, node counts around it, why it did not run."""
+
+    name: str
+    seconds: float
+    rewrites: int
+    nodes_before: int
+    nodes_after: int
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Wall time (seconds) and peak resident memory (bytes) of one stage of the run."""
+
+    name: str
+    seconds: float
+    peak_rss: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One output of one parity case.
+
+    Attributes:
+        case: Name of the case, e.g. "batch=3 sequence=7 mask=left".
+        output: Name of the output.
+        shape: Its shape in this case.
+        needed: The tolerance that would have been needed, relative to the largest reference value.
+        granted: The tolerance that was granted.
+        basis: Why that much: "float32 against eager", "8x the unfused error", ...
+        max_abs: Largest absolute difference.
+        worst: Index of it.
+        cosine: Cosine of the flattened tensors; None for integer outputs.
+        top1: Share of rows with the same arg max, for logits-like outputs; None elsewhere.
+        nan_match: Whether NaN and infinities are in the same places.
+        verdict: "pass", "fail" or "not-run".
+        note: A sentence on a failure or on why it was not run.
+    """
+
+    case: str
+    output: str
+    shape: tuple[int, ...]
+    needed: float | None
+    granted: float
+    basis: str
+    max_abs: float | None = None
+    worst: tuple[int, ...] = ()
+    cosine: float | None = None
+    top1: float | None = None
+    nan_match: bool = True
+    verdict: Verdict = "pass"
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """Parity of a graph against its reference over a grid of cases."""
+
+    verdict: Verdict
+    reference: str
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The comparison that came closest to (or furthest over) its tolerance."""
+        ran = [c for c in self.comparisons if c.needed is not None]
+        return max(ran, key=lambda c: (c.verdict == "fail", c.needed / c.granted), default=None)  # type: ignore[operator]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """Times of one contender, milliseconds a run."""
+
+    name: str
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    runs: int
+    provider: str
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """``slower`` / ``faster`` as the median of paired ratios with a 95 % confidence interval.
+
+    A value of 1.5 says that ``of`` takes 1.5 times as long as ``over``: ``over`` is 1.5x faster.
+    """
+
+    of: str
+    over: str
+    value: float
+    low: float
+    high: float
+    pairs: int
+    verdict: Verdict = "pass"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyReport:
+    """One interleaved run of all contenders on the same tensors and threads."""
+
+    verdict: Verdict
+    shapes: Mapping[str, tuple[int, ...]]
+    threads: int
+    contenders: tuple[Contender, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    flops: int | None = None
+    peak_flops: float | None = None
+    mfu: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What happened to a model, from source to file.
+
+    Attributes:
+        command: "export", "optimize", "validate" or "bench".
+        verdict: "fail" when any verdict inside failed, else "inconclusive" or "pass".
+        model: Name of the produced model file (no folder).
+        source: What it was made from, as a name without a folder.
+        target: "cpu", "cuda", "rocm" or "portable".
+        versions: Package name to version.
+        sites: Every attention of the model.
+        rewrites: Every rewrite that was applied.
+        declines: Every rewrite that was considered and not applied.
+        passes: The passes in the order they ran.
+        census_before: Qualified op name to count, before fusion.
+        census_after: The same after.
+        parity: None when it was not run; ``not_run`` says why.
+        latency: None when it was not run; ``not_run`` says why.
+        assumptions: Named assumptions the graph rests on, with a sentence each.
+        warnings: What the user should know and did not ask.
+        not_run: Check name to the reason it was not run.
+        files: Role ("model", "data", "unfused", "report", "html") to file name.
+        libraries: Op libraries the model needs ("deployml" domain), by file name.
+        stages: Wall time and memory by stage.
+        schema: Version of this form.
+    """
+
+    command: str
+    verdict: Verdict
+    model: str
+    source: str
+    target: str
+    versions: Mapping[str, str]
+    sites: tuple[Site, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    declines: tuple[Decline, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
+    census_before: Mapping[str, int] = field(default_factory=dict)
+    census_after: Mapping[str, int] = field(default_factory=dict)
+    parity: ParityReport | None = None
+    latency: LatencyReport | None = None
+    assumptions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    schema: str = SCHEMA_VERSION
+
+    @property
+    def fused(self) -> tuple[Site, ...]:
+        """The sites that ended fused."""
+        return tuple(s for s in self.sites if s.status == "fused")
+
+    @property
+    def declined(self) -> tuple[Site, ...]:
+        """The sites that did not."""
+        return tuple(s for s in self.sites if s.status == "declined")
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The report as JSON text, keys in field order; infinities and NaN as strings."""
+        return to_json(self, indent=indent)
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """Serialise a dataclass of this module. Non-finite floats become "nan", "inf" and "-inf" (JSON has none)."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+T = TypeVar("T")
+
+
+def from_json(text: str, kind: type[T]) -> T:
+    """Read back what :func:`to_json` wrote. Unknown keys are ignored, so that newer files stay readable.
+
+    Raises:
+        ValueError: if the text is no JSON or lacks a field that has no default.
+    """
+    return _typed(json.loads(text), kind)
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        arms = [a for a in typing.get_args(kind) if a is not type(None)]
+        return None if value is None else _typed(value, arms[0])
+    if origin is tuple:
+        return tuple(_typed(v, typing.get_args(kind)[0]) for v in value)
+    if origin is not None and isinstance(value, Mapping):
+        return {k: _typed(v, typing.get_args(kind)[1]) for k, v in value.items()}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in dataclasses.fields(kind)}
+        try:
+            return kind(**{k: _typed(v, hints[k]) for k, v in value.items() if k in names})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a {kind.__name__}: {error}") from error
+    return float(value) if kind is float else value

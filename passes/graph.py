@@ -45,7 +45,7 @@ def census(model: ir.Model) -> dict[str, int]:
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The Python value of an attribute, or ``default`` when it is absent."""
     found = node.attributes.get(name)
-    if found is None or isinstance(found, ir.RefAttr):
+    if found is None or found.is_ref():
         return default
     return found.value
 
@@ -192,7 +192,7 @@ class Builder:
         first = node.outputs[0]
         if dtype is not None:
             first.dtype = dtype
-        elif given and given[0] is not None and op_type in _KEEPS_DTYPE:
+        elif given and given[0] is not None and given[0].dtype is not None and op_type in _KEEPS_DTYPE:
             first.dtype = given[0].dtype
         if shape is not None:
             first.shape = shape if isinstance(shape, ir.Shape) else ir.Shape(shape)
@@ -233,7 +233,7 @@ class Builder:
 
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Let every reader of ``old`` read ``new``; a graph output keeps its name."""
-        if new.dtype is None:
+        if new.dtype is None and old.dtype is not None:
             new.dtype = old.dtype
         if new.shape is None or None in (dims(new) or (None,)):
             new.shape = old.shape
@@ -253,8 +253,7 @@ class Builder:
 
 
 _KEEPS_DTYPE: Final = frozenset(
-    ("Add", "Sub", "Mul", "Div", "MatMul", "Transpose", "Reshape", "Softmax", "Expand", "Unsqueeze", "Squeeze")
-    + ("Concat", "Slice", "Tanh", "Identity", "Neg", "Trilu")
+    "Add,Sub,Mul,Div,MatMul,Transpose,Reshape,Softmax,Expand,Unsqueeze,Squeeze,Concat,Slice,Tanh,Identity".split(",")  # noqa: SIM905
 )
 
 

@@ -1,0 +1,134 @@
+"""Applies rules to a model, each rewrite a transaction: examine, build, prove, then commit or undo."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from ..runtime.report import Decline, PassRecord, Rewrite
+from .graph import Builder, op_name, remove_dead
+from .journal import Journal
+from .proof import Proof, Prover
+from .rule import Context, Declined, Replacement, Rule
+
+__all__ = ["Engine"]
+
+#: Rounds of a rule set over the graph before it counts as not settling.
+ROUNDS = 12
+
+
+class Engine:
+    """Runs rule sets over one model.
+
+    Args:
+        context: The model and the target.
+        prover: Proves each rewrite.
+        journal: Receives what happened.
+        disabled: Codes and names of rules that must not run.
+    """
+
+    def __init__(self, context: Context, prover: Prover, journal: Journal, *, disabled: Iterable[str] = ()) -> None:
+        self.context = context
+        self.prover = prover
+        self.journal = journal
+        self.disabled = frozenset(disabled)
+        self._declined: set[tuple[str, str, str]] = set()
+        self._failed: set[tuple[str, str]] = set()
+
+    def enabled(self, rule: Rule) -> bool:
+        """Whether the user left a rule on."""
+        return rule.code not in self.disabled and rule.name not in self.disabled
+
+    def run(self, name: str, rules: Sequence[Rule]) -> int:
+        """Apply a set of rules until none fires, and record the pass. Returns the number of rewrites."""
+        start, before = time.perf_counter(), self.context.model.graph.num_nodes()
+        total = 0
+        for _ in range(ROUNDS):
+            fired = sum(self._sweep(rule) for rule in rules if self.enabled(rule))
+            total += fired
+            if not fired:
+                break
+        if total:
+            self.context.model.graph.sort()
+        self.journal.passes.append(
+            PassRecord(
+                name=name,
+                seconds=time.perf_counter() - start,
+                rewrites=total,
+                nodes_before=before,
+                nodes_after=self.context.model.graph.num_nodes(),
+            )
+        )
+        return total
+
+    def _sweep(self, rule: Rule) -> int:
+        fired = 0
+        for node in list(rule.matches(self.context.model.graph)):
+            if node.graph is not None and self.attempt(rule, node) is not None:
+                fired += 1
+        return fired
+
+    def attempt(self, rule: Rule, node: ir.Node) -> Rewrite | None:
+        """Try one rule on one node. Returns the record of the rewrite, or None after a decline."""
+        name = node.name or op_name(node)
+        if (rule.code, name) in self._failed:
+            return None
+        self.journal.attempts[rule.code] += 1
+        try:
+            facts = rule.examine(node, self.context)
+        except Declined as no:
+            self._decline(rule, name, no)
+            return None
+        graph = node.graph
+        assert graph is not None
+        g = Builder(graph, prefix=f"{rule.name}", like=node)
+        try:
+            replacement = rule.build(facts, g)
+        except Declined as no:
+            g.discard()
+            self._decline(rule, name, no)
+            return None
+        proof = self.prover.prove(replacement, g, rule.safety)
+        if not proof.ok:
+            g.discard()
+            self._roll_back(rule, name, proof)
+            return None
+        self._commit(replacement, g, node)
+        record = Rewrite(
+            rule=rule.code,
+            at=name,
+            emits=", ".join(sorted({op_name(n) for n in g.nodes if op_name(n) in rule.emits})) or "-",
+            error=proof.error,
+            error_unfused=proof.error_unfused,
+            granted=proof.granted,
+            proof="cached" if proof.method == "cached" else "executed",
+            assumptions=proof.assumptions,
+        )
+        self.journal.rewrites.append(record)
+        return record
+
+    def _commit(self, replacement: Replacement, g: Builder, anchor: ir.Node) -> None:
+        imports = self.context.model.graph.opset_imports
+        for built in g.nodes:
+            imports.setdefault(built.domain, 1)
+        g.insert_before(anchor)
+        roots = [p for v in replacement.old if (p := v.producer()) is not None]
+        for old, new in zip(replacement.old, replacement.new, strict=True):
+            if old is not new:
+                g.take_over(old, new)
+        remove_dead(roots)
+
+    def _decline(self, rule: Rule, at: str, no: Declined) -> None:
+        if no.reason == "no-match" or (rule.code, at, no.reason) in self._declined:
+            return
+        self._declined.add((rule.code, at, no.reason))
+        self.journal.declines.append(Decline(rule=rule.code, at=at, reason=no.reason, detail=no.detail))
+
+    def _roll_back(self, rule: Rule, at: str, proof: Proof) -> None:
+        self._failed.add((rule.code, at))
+        reason = "not-proven" if proof.method == "not-run" else "not-equal"
+        self.journal.declines.append(
+            Decline(rule=rule.code, at=at, reason=reason, detail=proof.detail, rolled_back=True)
+        )

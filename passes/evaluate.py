@@ -1,0 +1,119 @@
+"""Running small models: onnxruntime first, onnx's reference evaluator where it has no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .graph import attribute
+
+__all__ = ["Evaluator", "Run", "in_double"]
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+class Evaluator:
+    """Makes callables of small models.
+
+    Args:
+        configure: Called with each ``onnxruntime.SessionOptions``; registers op libraries.
+    """
+
+    def __init__(self, configure: Callable[[Any], None] | None = None) -> None:
+        self._configure = configure
+
+    def prepare(self, model: ir.Model) -> Run:
+        """A callable from inputs by name to the list of outputs, on the CPU provider, nothing optimised.
+
+        Raises:
+            Exception: whatever onnxruntime says when it cannot load the model.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        if self._configure is not None:
+            self._configure(options)
+        session = onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+        def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            return session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})
+
+        return run
+
+    def prepare_exact(self, model: ir.Model) -> Run | None:
+        """The same for a float64 model, by whichever engine can; None when none can."""
+        try:
+            inner = self.prepare(model)
+        except Exception:  # no float64 kernel for some operator
+            inner = _reference(model)
+        if inner is None:
+            return None
+
+        def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            wide = {
+                k: v.astype(np.float64) if v.dtype.kind == "f" or v.dtype.name == "bfloat16" else v
+                for k, v in feeds.items()
+            }
+            with np.errstate(all="ignore"):
+                return inner(wide)
+
+        return run
+
+
+def _reference(model: ir.Model) -> Run | None:
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        evaluator = ReferenceEvaluator(ir.to_proto(model))
+    except Exception:  # an operator outside the standard
+        return None
+    names = [i.name for i in model.graph.inputs]
+    return lambda feeds: [np.asarray(o) for o in evaluator.run(None, {n: feeds[str(n)] for n in names})]
+
+
+def in_double(model: ir.Model) -> ir.Model:
+    """A copy of a model in which every floating-point tensor, attribute and cast is float64."""
+    copy = model.clone()
+    graph = copy.graph
+    for value in (*graph.inputs, *graph.outputs):
+        _widen(value)
+    for value in list(graph.initializers.values()):
+        if value.const_value is not None and value.const_value.dtype in _NARROW:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float64), name=value.name)
+            _widen(value)
+    for node in graph.all_nodes():
+        _widen_node(node)
+        for output in node.outputs:
+            _widen(output)
+    return copy
+
+
+def _widen(value: ir.Value) -> None:
+    if value.dtype in _NARROW:
+        value.type = ir.TensorType(ir.DataType.DOUBLE)
+
+
+def _widen_node(node: ir.Node) -> None:
+    if node.op_type == "Cast" and ir.DataType(attribute(node, "to")) in _NARROW:
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.DOUBLE))
+    for attr in list(node.attributes.values()):
+        if attr.type == ir.AttributeType.TENSOR and attr.value.dtype in _NARROW:
+            wide = ir.tensor(attr.value.numpy().astype(np.float64))
+            node.attributes[attr.name] = ir.AttrTensor(attr.name, wide)
+    if node.op_type in ("RandomNormalLike", "EyeLike") and "dtype" in node.attributes:
+        node.attributes["dtype"] = ir.AttrInt64("dtype", int(ir.DataType.DOUBLE))
+
+
+def outputs_of(run: Run, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+    """Run and return the outputs (a named step for tracebacks)."""
+    return run(feeds)

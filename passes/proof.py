@@ -1,0 +1,411 @@
+"""The proof of a rewrite: run the sub-graph before and after on random inputs and compare.
+
+Both forms are cut out of the model at the values the new form reads, given the same random inputs over several
+sizes, and run. The error of the new form is judged against the error of the old one, each relative to the old
+form in float64. Weights are replaced by random ones, so that a default initialisation (biases of zero, norm
+weights of one) cannot hide a dropped term; constants that carry structure (masks, scalars, indices) keep
+their values. Sub-graphs of equal structure are proven once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from . import canonical
+from .evaluate import Evaluator, in_double
+from .graph import Builder
+from .region import Region, cut_out, to_model
+from .rule import Replacement, Safety
+
+__all__ = ["Proof", "Prover"]
+
+#: Sizes given to the symbolic dimensions, in order of appearance: small, odd, prime, unequal, and all ones.
+SIZES: Final = ((2, 5, 7, 3, 11, 4), (3, 7, 4, 6, 5, 2), (1, 1, 1, 1, 1, 1))
+
+#: Granted: this multiple of the error of the form that is replaced ...
+ERROR_FACTOR: Final = 4.0
+#: ... and never less than this many units in the last place of the largest output.
+ULPS: Final = 64.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a proof found.
+
+    Attributes:
+        ok: Whether the two forms are equal within what was granted.
+        error: Largest error of the new form, relative to the largest output.
+        error_unfused: The same for the old form.
+        granted: The relative error that was granted.
+        method: "executed", "cached" or "not-run".
+        detail: Why it failed or could not be run.
+        assumptions: The assumptions that were needed, out of those the rewrite names.
+    """
+
+    ok: bool
+    error: float | None = None
+    error_unfused: float | None = None
+    granted: float | None = None
+    method: str = "executed"
+    detail: str = ""
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Worst:
+    ran: int = 0
+    full: bool = False
+    error: float = 0.0
+    unfused: float = 0.0
+    granted: float = float("inf")
+    needed: set[str] = field(default_factory=set)
+
+
+class Prover:
+    """Proves rewrites of one model and remembers what it has proven.
+
+    Args:
+        model: The model the rewrites belong to; read only.
+        evaluator: Runs small models.
+        seed: Seed of the random inputs.
+    """
+
+    def __init__(self, model: ir.Model, evaluator: Evaluator, *, seed: int = 0) -> None:
+        self._model = model
+        self._evaluator = evaluator
+        self._seed = seed
+        self._known: dict[str, Proof] = {}
+
+    def prove(self, replacement: Replacement, g: Builder, safety: Safety) -> Proof:
+        """Prove one rewrite before it is committed. Never raises: what cannot be run is not proven."""
+        try:
+            return self._prove(replacement, g, safety)
+        except Exception as error:  # any failure to execute means unproven, and the rewrite is rolled back
+            return Proof(False, method="not-run", detail=f"the proof could not be run: {_first_line(error)}")
+
+    def _prove(self, replacement: Replacement, g: Builder, safety: Safety) -> Proof:
+        cut = _externals(g.nodes, replacement.new)
+        proof = self._attempt(replacement, g, safety, cut)
+        if proof.ok:
+            return proof
+        # Floats that the new form reads were taken as free. They may depend on one another; ask again with
+        # only the tensors that come from the same place held free together, i.e. cut further up.
+        deeper = _one_up(cut)
+        if deeper is None:
+            return proof
+        again = self._attempt(replacement, g, safety, deeper)
+        return again if again.ok else proof
+
+    def _attempt(self, replacement: Replacement, g: Builder, safety: Safety, cut: list[ir.Value]) -> Proof:
+        before, after = cut_out(replacement.old, cut), cut_out(replacement.new, cut)
+        keep = _KeepConstants(g.relied_on)
+        free = _free_inputs(before, after, keep)
+        arguments = {
+            "opsets": _opsets(self._model, g.nodes),
+            "ir_version": self._model.ir_version,
+            "inputs": free,
+            "keep": keep,
+            "functions": list(self._model.functions.values()),
+        }
+        old_model, old_key = to_model(before, **arguments)
+        new_model, new_key = to_model(after, **arguments)
+        key = f"{old_key}{new_key}{safety}{replacement.assumptions}{_shape_key(free)}"
+        if key in self._known:
+            known = self._known[key]
+            return Proof(
+                known.ok, known.error, known.error_unfused, known.granted, "cached", known.detail, known.assumptions
+            )
+        rows = _rows_output(old_model, replacement)
+        canonical.expand_all(old_model)
+        canonical.expand_all(new_model)
+        proof = self._run(old_model, new_model, free, safety, replacement, rows)
+        self._known[key] = proof
+        return proof
+
+    def _run(
+        self,
+        old_model: ir.Model,
+        new_model: ir.Model,
+        free: Sequence[ir.Value],
+        safety: Safety,
+        replacement: Replacement,
+        rows: bool,
+    ) -> Proof:
+        exact_model = in_double(old_model)
+        old_run, new_run = self._evaluator.prepare(old_model), self._evaluator.prepare(new_model)
+        exact_run = self._evaluator.prepare_exact(exact_model)
+        worst, trouble = _Worst(), ""
+        count = len(replacement.old)
+        for number, sizes in enumerate(SIZES):
+            rng = np.random.default_rng([self._seed, number, zlib.crc32(str(len(free)).encode())])
+            feeds = random_feeds(free, sizes, rng, number)
+            try:
+                old = old_run(feeds)
+            except Exception as error:  # these sizes do not fit the model (a fixed window, say)
+                trouble = _first_line(error)
+                continue
+            try:
+                new = new_run(feeds)
+            except Exception as error:
+                return Proof(False, detail=f"the new form does not run where the old one does: {_first_line(error)}")
+            exact = exact_run(feeds) if exact_run is not None else None
+            alive = old[count] if rows else None
+            problem = _judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
+            if problem:
+                return Proof(False, worst.error, worst.unfused, worst.granted, detail=problem)
+            worst.full = worst.full or max(sizes) > 1
+        if not worst.ran or not worst.full:
+            return Proof(False, method="not-run", detail=f"the old form did not run on any size: {trouble}")
+        return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
+
+
+def _externals(nodes: Iterable[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:
+    """Float values that the new nodes read and did not make: where both forms are cut."""
+    made = {id(o) for n in nodes for o in n.outputs}
+    read = [v for n in nodes for v in n.inputs if v is not None] + list(outputs)
+    seen: dict[int, ir.Value] = {}
+    for value in read:
+        if id(value) in made or value.producer() is None or value.dtype is None or value.shape is None:
+            continue
+        if value.dtype.is_floating_point():
+            seen.setdefault(id(value), value)
+    return list(seen.values())
+
+
+def _one_up(cut: list[ir.Value]) -> list[ir.Value] | None:
+    """The float inputs of the nodes that make the cut, or None when there is nothing above it."""
+    above: dict[int, ir.Value] = {}
+    for value in cut:
+        node = value.producer()
+        inputs = [] if node is None else [v for v in node.inputs if v is not None and v.producer() is not None]
+        for v in inputs:
+            if v.dtype is not None and v.dtype.is_floating_point() and v.shape is not None:
+                above.setdefault(id(v), v)
+    return list(above.values()) or None
+
+
+class _KeepConstants:
+    """Decides which constants keep their values: structure does, weights do not."""
+
+    def __init__(self, relied_on: Sequence[ir.Value]) -> None:
+        self._relied = {id(v) for v in relied_on}
+
+    def __call__(self, value: ir.Value) -> bool:
+        tensor = value.const_value
+        assert tensor is not None
+        if id(value) in self._relied or not tensor.dtype.is_floating_point() or tensor.size <= 1:
+            return True
+        if len(tensor.shape) == 1 and tensor.size > 1 << 16:
+            return False
+        if len(tensor.shape) >= 2 and tensor.size > 1 << 22:
+            return False
+        return _structural(tensor.numpy().astype(np.float64, copy=False))
+
+
+def _structural(array: np.ndarray) -> bool:
+    """Masks and indicator tables: infinite or huge entries, or exactly two values."""
+    if not np.all(np.isfinite(array)) or np.max(np.abs(array)) > 1e4:
+        return True
+    return len(np.unique(array)) == 2
+
+
+def _free_inputs(before: Region, after: Region, keep: _KeepConstants) -> list[ir.Value]:
+    seen: dict[int, ir.Value] = {}
+    for region in (before, after):
+        for value in region.inputs:
+            seen.setdefault(id(value), value)
+        for value in region.constants:
+            if not keep(value):
+                seen.setdefault(id(value), value)
+    return list(seen.values())
+
+
+def _opsets(model: ir.Model, nodes: Iterable[ir.Node]) -> dict[str, int]:
+    opsets = dict(model.graph.opset_imports)
+    for node in nodes:
+        opsets.setdefault(node.domain, 1)
+    return opsets
+
+
+def _shape_key(values: Sequence[ir.Value]) -> str:
+    """Shapes with their symbols renamed in order of appearance, so that layers of one kind share a proof."""
+    names: dict[str, str] = {}
+    parts = []
+    for value in values:
+        assert value.shape is not None
+        dims = [str(d) if isinstance(d, int) else names.setdefault(str(d.value), f"s{len(names)}") for d in value.shape]
+        parts.append(f"{value.dtype}[{','.join(dims)}]")
+    return ";".join(parts)
+
+
+def _bindings(values: Sequence[ir.Value], sizes: Sequence[int]) -> dict[str, int]:
+    symbols: dict[str, None] = {}
+    for value in values:
+        for dim in value.shape or ():
+            if not isinstance(dim, int):
+                symbols.update(dict.fromkeys(sorted(str(s) for s in dim.free_symbols())))
+    return dict(zip(symbols, itertools.cycle(sizes), strict=False))
+
+
+def random_feeds(
+    values: Sequence[ir.Value], sizes: Sequence[int], rng: np.random.Generator, case: int
+) -> dict[str, np.ndarray]:
+    """Random arrays for values ``i0``, ``i1``, ...: normal floats, padding patterns for integers and booleans."""
+    bindings = _bindings(values, sizes)
+    unknown = itertools.cycle(sizes)
+    feeds = {}
+    for index, value in enumerate(values):
+        assert value.shape is not None and value.dtype is not None
+        shape = []
+        for dim in value.shape:
+            if isinstance(dim, int):
+                shape.append(dim)
+            elif not dim.free_symbols():
+                shape.append(next(unknown))
+            else:
+                shape.append(max(int(dim.evaluate(bindings)), 0))
+        feeds[f"i{index}"] = _random(value, tuple(shape), rng, case)
+    return feeds
+
+
+def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, case: int) -> np.ndarray:
+    assert value.dtype is not None
+    dtype = value.dtype.numpy()
+    if value.dtype.is_floating_point():
+        if value.is_graph_input() and case == 1:
+            return _padding(shape, rng).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+    if value.dtype == ir.DataType.BOOL or len(shape) >= 2:
+        return _padding(shape, rng).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def _padding(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """0/1 rows along the last axis: full, right-padded, left-padded, with holes, empty, in turn."""
+    if not shape or 0 in shape:
+        return np.ones(shape, np.int64)
+    length = shape[-1]
+    rows = np.ones((int(np.prod(shape[:-1])), length), np.int64)
+    for index, row in enumerate(rows):
+        kind = (index + 1) % 5
+        pad = int(rng.integers(0, length)) if length > 1 else 0
+        if kind == 1:
+            row[length - pad :] = 0
+        elif kind == 2:
+            row[:pad] = 0
+        elif kind == 3:
+            row[:] = rng.integers(0, 2, length)
+        elif kind == 4:
+            row[:] = 0
+    return rows.reshape(shape)
+
+
+def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
+    """Add an output that says which rows of the attention have a key left, when an assumption speaks of them."""
+    if replacement.rows_of is None or "fully-masked-rows" not in replacement.assumptions:
+        return False
+    nodes = [n for n in model.graph if canonical.is_attention(n)]
+    if len(nodes) != 1:
+        return False
+    _, _, scores = canonical.replace_by_plain(nodes[0])
+    graph = model.graph
+    last = list(graph)[-1]
+    g = Builder(graph, prefix="rows")
+    axes = g.const(np.array([-1], np.int64))
+    top = (
+        g.op("ReduceMax", scores, axes, keepdims=0)
+        if graph.opset_imports[""] >= 18
+        else g.op("ReduceMax", scores, axes=[-1], keepdims=0)
+    )
+    top.type, top.shape = ir.TensorType(scores.dtype or ir.DataType.FLOAT), ir.Shape([None] * 3)
+    for node in reversed(g.nodes):
+        last_node = list(graph)[-1]
+        graph.insert_after(last_node, node)
+    for value in g.initializers:
+        if value.uses():
+            graph.register_initializer(value)
+    graph.outputs.append(top)
+    del last
+    return True
+
+
+def _judge(
+    old: Sequence[np.ndarray],
+    new: Sequence[np.ndarray],
+    exact: Sequence[np.ndarray] | None,
+    alive: np.ndarray | None,
+    safety: Safety,
+    assumptions: Sequence[str],
+    worst: _Worst,
+) -> str:
+    """Compare one case. Returns a sentence on the first difference that is too large, or an empty string."""
+    for index, (a, b) in enumerate(zip(old, new, strict=True)):
+        if a.shape != b.shape:
+            return f"output {index} has shape {b.shape} where the old form gives {a.shape}"
+        if a.dtype != b.dtype:
+            return f"output {index} is {b.dtype} where the old form gives {a.dtype}"
+        if not a.size:
+            continue
+        worst.ran += 1
+        if not np.issubdtype(a.dtype, np.floating) or safety is Safety.EXACT:
+            if not np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating)):
+                return f"output {index} is not bit-equal"
+            continue
+        reference = a.astype(np.float64) if exact is None else np.asarray(exact[index], np.float64)
+        problem = _close(a, b, reference, None, worst, index)
+        if problem and alive is not None:
+            problem = _close(a, b, reference, _dead_rows(alive, a), worst, index)
+            worst.needed.update(assumptions)
+        if problem:
+            return problem
+    return ""
+
+
+def _close(
+    a: np.ndarray, b: np.ndarray, reference: np.ndarray, dead: np.ndarray | None, worst: _Worst, index: int
+) -> str:
+    if dead is not None:
+        a, b, reference = (np.where(dead, 0, x) for x in (a, b, reference))
+    if not np.array_equal(np.isnan(b), np.isnan(a)):
+        return f"output {index} has NaN in other places"
+    finite = np.isfinite(reference) & np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return f"output {index} has infinities in other places"
+    if not finite.any():
+        return ""
+    largest = float(np.max(np.abs(reference[finite]))) or 1.0
+    unfused = float(np.max(np.abs(a[finite].astype(np.float64) - reference[finite]))) / largest
+    error = float(np.max(np.abs(b[finite].astype(np.float64) - reference[finite]))) / largest
+    granted = max(ERROR_FACTOR * unfused, ULPS * float(np.finfo(a.dtype).eps))
+    if error > granted:
+        return f"output {index} is off by {error:.2e} of its largest value, {granted:.2e} was granted"
+    worst.error, worst.unfused = max(worst.error, error), max(worst.unfused, unfused)
+    worst.granted = min(worst.granted, granted)
+    return ""
+
+
+def _dead_rows(alive: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Rows with no key, broadcast to the output: (B, N, S) for (B, N, S, Hv), any head for (B, S, N * Hv)."""
+    dead = alive < -1e30
+    if output.ndim == 4:
+        return np.broadcast_to(dead[..., None], output.shape)
+    if output.ndim == 3:
+        return np.broadcast_to(dead.any(axis=1)[..., None], output.shape)
+    return np.zeros(output.shape, bool)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:300]
+
+
+def describe(feeds: Mapping[str, np.ndarray]) -> str:
+    """Shapes of some inputs in one line, for a message."""
+    return ", ".join(f"{k}{list(v.shape)}" for k, v in feeds.items())

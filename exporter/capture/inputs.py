@@ -1,0 +1,254 @@
+"""Names, axes and sizes of a model's example inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from ...runtime.errors import InputError
+from ..loaded import Loaded
+
+__all__ = ["Axis", "ExampleInput", "Examples", "examples_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A dynamic axis as the caller declared it.
+
+    Attributes:
+        name: The declared name, or "" for an unnamed hint (``Dim.DYNAMIC``).
+        low, high: Declared bounds, None where there are none.
+        automatic: Declared as ``Dim.AUTO``: torch may make it static without it being an error.
+        derived: Declared as an expression of another axis (``2 * Dim("n")``).
+    """
+
+    name: str = ""
+    low: int | None = None
+    high: int | None = None
+    automatic: bool = False
+    derived: bool = False
+
+    def hint(self) -> Any:
+        """What torch.export is told: bounds kept, relations between axes left for it to find."""
+        kind = Dim.AUTO if self.automatic else Dim.DYNAMIC
+        return kind if self.low is None and self.high is None else kind(min=self.low, max=self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleInput:
+    """One leaf of the example inputs.
+
+    Attributes:
+        name: ``forward``'s parameter, with ".key" for every level of nesting.
+        value: The tensor, or the plain value that is baked in.
+        axes: Declared dynamic axes of a tensor.
+    """
+
+    name: str
+    value: Any
+    axes: Mapping[int, Axis] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the leaf becomes an input of the graph."""
+        return isinstance(self.value, torch.Tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The example inputs of a call, flattened in the order torch.export flattens them.
+
+    Attributes:
+        leaves: Every leaf, tensors and baked-in values.
+        structure: The pytree structure of ``(args, kwargs)``.
+    """
+
+    leaves: tuple[ExampleInput, ...]
+    structure: Any
+
+    @property
+    def tensors(self) -> tuple[ExampleInput, ...]:
+        """The leaves that become inputs of the graph."""
+        return tuple(leaf for leaf in self.leaves if leaf.is_tensor)
+
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` to call the model with."""
+        args, kwargs = pytree.tree_unflatten([leaf.value for leaf in self.leaves], self.structure)
+        return args, kwargs
+
+    def shapes(self) -> Any:
+        """``dynamic_shapes`` for torch.export in the shape of :meth:`call`, hints instead of names."""
+        specs = [self._spec(leaf) for leaf in self.leaves]
+        args, kwargs = pytree.tree_unflatten(specs, self.structure)
+        return (*args, *kwargs.values())
+
+    @staticmethod
+    def _spec(leaf: ExampleInput) -> dict[int, Any] | None:
+        if not leaf.is_tensor:
+            return None
+        return {axis: leaf.axes[axis].hint() if axis in leaf.axes else None for axis in range(leaf.value.dim())}
+
+    def sizes(self) -> dict[str, int]:
+        """Size of each named dynamic axis in the examples, in order of first appearance."""
+        return {axis.name: leaf.value.shape[at] for leaf, at, axis in self.dynamic() if axis.name}
+
+    def dynamic(self) -> Iterator[tuple[ExampleInput, int, Axis]]:
+        """Every declared dynamic axis as (input, axis number, declaration)."""
+        for leaf in self.tensors:
+            for at, axis in sorted(leaf.axes.items()):
+                yield leaf, at, axis
+
+    def resized(self, sizes: Mapping[str, int]) -> Examples:
+        """The same inputs with named axes of other sizes: entries are repeated, or cut off."""
+        leaves = tuple(self._resize(leaf, sizes) if leaf.is_tensor else leaf for leaf in self.leaves)
+        return Examples(leaves, self.structure)
+
+    @staticmethod
+    def _resize(leaf: ExampleInput, sizes: Mapping[str, int]) -> ExampleInput:
+        value = leaf.value
+        for at, axis in sorted(leaf.axes.items()):
+            size = sizes.get(axis.name, value.shape[at])
+            if size != value.shape[at] and value.shape[at] > 0:
+                value = value.index_select(at, torch.arange(size) % value.shape[at])
+        return dataclasses.replace(leaf, value=value)
+
+
+def examples_of(loaded: Loaded, forward: Callable[..., Any]) -> Examples:
+    """Flatten the examples of a loaded model and attach the declared axes.
+
+    Args:
+        loaded: The model.
+        forward: Its call signature.
+
+    Raises:
+        InputError: the examples do not fit the signature, or one axis name has two sizes.
+    """
+    args, kwargs, names = _bind(loaded, forward)
+    paths, structure = pytree.tree_flatten_with_path((args, kwargs))
+    specs = _specs_by_name(loaded.dynamic_shapes, names)
+    leaves = []
+    for path, value in paths:
+        top, rest = _top_level(path, names, len(args))
+        spec = _spec_at(specs.get(top), rest)
+        name = ".".join([top, *(str(key) for key in rest)])
+        axes = _axes(spec, value, name) if isinstance(value, torch.Tensor) else {}
+        leaves.append(ExampleInput(name, value, axes))
+    examples = Examples(tuple(leaves), structure)
+    _check_sizes(examples)
+    return examples
+
+
+def _bind(loaded: Loaded, forward: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+    signature = inspect.signature(forward)
+    try:
+        bound = signature.bind(*loaded.args, **loaded.kwargs)
+    except TypeError as error:
+        expected = ", ".join(signature.parameters)
+        raise InputError(
+            f"The example inputs do not fit forward({expected}): {error}.",
+            hint="Give one input for every parameter that has no default, under the parameter's name.",
+            where=loaded.source or loaded.name,
+        ) from None
+    args: list[Any] = []
+    names: list[str] = []
+    for name, parameter in signature.parameters.items():
+        if name not in bound.arguments or len(args) == len(loaded.args):
+            break
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            extra = bound.arguments[name]
+            args.extend(extra)
+            names.extend(f"{name}.{index}" for index in range(len(extra)))
+            break
+        args.append(bound.arguments[name])
+        names.append(name)
+    order = {name: index for index, name in enumerate(signature.parameters)}
+    kwargs = dict(sorted(loaded.kwargs.items(), key=lambda item: order.get(item[0], len(order))))
+    return tuple(args), kwargs, [*names, *kwargs]
+
+
+def _top_level(path: Sequence[Any], names: Sequence[str], arg_count: int) -> tuple[str, list[Any]]:
+    keys = [_key(entry) for entry in path]
+    top = names[keys[1]] if keys[0] == 0 else str(keys[1])
+    return top, keys[2:]
+
+
+def _key(entry: Any) -> Any:
+    for field in ("idx", "key", "name"):
+        if hasattr(entry, field):
+            return getattr(entry, field)
+    return str(entry)
+
+
+def _specs_by_name(dynamic_shapes: Any, names: Sequence[str]) -> dict[str, Any]:
+    if dynamic_shapes is None:
+        return {}
+    if isinstance(dynamic_shapes, Mapping):
+        unknown = sorted(str(name) for name in dynamic_shapes if name not in names)
+        if unknown and not set(names) & {str(name).split(".")[0] for name in unknown}:
+            raise InputError(
+                f"dynamic_shapes names {', '.join(unknown)}, which is not among the inputs ({', '.join(names)}).",
+                hint="Use the names of forward's parameters that have an example input.",
+            )
+        return dict(dynamic_shapes)
+    return dict(zip(names, dynamic_shapes, strict=False))
+
+
+def _spec_at(spec: Any, keys: Sequence[Any]) -> Any:
+    for key in keys:
+        if isinstance(spec, Mapping):
+            spec = spec.get(key)
+        elif isinstance(spec, (tuple, list)) and isinstance(key, int) and key < len(spec):
+            spec = spec[key]
+        else:
+            return None
+    return spec
+
+
+def _axes(spec: Any, value: torch.Tensor, name: str) -> dict[int, Axis]:
+    if spec is None:
+        return {}
+    entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec)
+    axes: dict[int, Axis] = {}
+    for at, dim in entries:
+        if not isinstance(at, int) or not -value.dim() <= at < value.dim():
+            raise InputError(
+                f"dynamic_shapes declares axis {at} of input '{name}', which has {value.dim()} axes.",
+                hint="Number the axes from 0.",
+            )
+        axis = _axis(dim)
+        if axis is not None:
+            axes[at % value.dim()] = axis
+    return axes
+
+
+def _axis(dim: Any) -> Axis | None:
+    if dim is None or isinstance(dim, int):
+        return None
+    if isinstance(dim, str):
+        return Axis(dim)
+    kind = getattr(getattr(dim, "type", None), "name", None)
+    if kind is not None:
+        return None if kind == "STATIC" else Axis("", dim.min, dim.max, automatic=kind == "AUTO")
+    derived = hasattr(dim, "root")
+    low, high = getattr(dim, "min", None), getattr(dim, "max", None)
+    bounded = isinstance(high, int) and not derived
+    low = low if isinstance(low, int) and low > 0 and not derived else None
+    return Axis(str(dim.__name__), low, high if bounded else None, derived=derived)
+
+
+def _check_sizes(examples: Examples) -> None:
+    seen: dict[str, tuple[str, int, int]] = {}
+    for leaf, at, axis in examples.dynamic():
+        size = leaf.value.shape[at]
+        first = seen.setdefault(axis.name, (leaf.name, at, size)) if axis.name else ("", 0, size)
+        if first[2] != size:
+            raise InputError(
+                f"The axis '{axis.name}' is {first[2]} in input '{first[0]}' and {size} in input '{leaf.name}'.",
+                hint="Axes of one name must have one size; give the second one its own name.",
+            )

@@ -1,0 +1,98 @@
+"""Names of the graph's inputs, outputs and axes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+__all__ = ["name_axes", "name_inputs", "name_outputs"]
+
+
+def name_inputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Name the inputs of a graph, in place; an inner value that has such a name already gets another one."""
+    _rename(model, list(model.graph.inputs), names)
+
+
+def name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Name the outputs of a graph, in place.
+
+    A tensor that is returned twice, or is an input or a weight, gets a node of its own first: ONNX wants every
+    output to be one value of the graph.
+    """
+    outputs = model.graph.outputs
+    seen: set[ir.Value] = set()
+    for index, value in enumerate(list(outputs)):
+        if value in seen or value.producer() is None:
+            outputs[index] = _copy(model.graph, value)
+        seen.add(outputs[index])
+    _rename(model, list(outputs), names)
+
+
+def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    node = ir.Node("", "Identity", [value], name=f"node_{value.name}_returned")
+    output = node.outputs[0]
+    output.name = f"{value.name}_returned"
+    output.shape, output.type = value.shape, value.type
+    graph.append(node)
+    return output
+
+
+def _rename(model: ir.Model, values: Sequence[ir.Value], names: Sequence[str]) -> None:
+    wanted = dict(zip(names, values, strict=True))
+    taken = {name for name in names}
+    for value in _named_values(model):
+        if value.name in wanted and wanted[value.name] is not value:
+            value.name = _fresh(value.name, taken)
+    for name, value in wanted.items():
+        value.name = name
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    count = 1
+    while f"{name}_inner_{count}" in taken:
+        count += 1
+    taken.add(f"{name}_inner_{count}")
+    return f"{name}_inner_{count}"
+
+
+def _named_values(model: ir.Model) -> list[ir.Value]:
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        values.extend(node.outputs)
+    return values
+
+
+def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Write the declared axis names into every shape of the model, in place.
+
+    Args:
+        model: The model, with torch's symbols in its shapes ("s53", "2*s53").
+        names: Symbol -> axis name.
+    """
+    if not names:
+        return
+    symbols = "|".join(re.escape(symbol) for symbol in sorted(names, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!\w)({symbols})(?!\w)")
+    renamed: dict[str, str] = {}
+
+    def rename(text: str) -> str:
+        if text not in renamed:
+            renamed[text] = names.get(text) or pattern.sub(lambda match: names[match[1]], text)
+        return renamed[text]
+
+    values = _named_values(model)
+    for function in model.functions.values():
+        values.extend(function.inputs)
+        values.extend(output for node in function.all_nodes() for output in node.outputs)
+    for value in values:
+        if value.shape is not None and not value.shape.is_static():
+            value.shape = ir.Shape([_dim(dim, rename) for dim in value.shape])
+
+
+def _dim(dim: int | ir.SymbolicDim, rename) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None else rename(dim.value)

@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 __all__ = [
@@ -177,8 +178,15 @@ class ParityReport:
     @property
     def worst(self) -> Comparison | None:
         """The comparison that came closest to (or furthest over) its tolerance."""
-        ran = [c for c in self.comparisons if c.needed is not None]
-        return max(ran, key=lambda c: (c.verdict == "fail", c.needed / c.granted), default=None)  # type: ignore[operator]
+        judged = [c for c in self.comparisons if c.needed is not None or c.verdict == "fail"]
+        return max(judged, key=_severity, default=None)
+
+
+def _severity(found: Comparison) -> tuple[bool, float]:
+    """A failure first, then by how much of the tolerance was used; a failure without a number is the worst."""
+    if found.needed is None or found.granted <= 0:
+        return found.verdict == "fail", math.inf
+    return found.verdict == "fail", found.needed / found.granted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +312,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
-    if isinstance(value, int):
+    if isinstance(value, Integral):  # numpy's integers too
         return int(value)
     number = float(value)
     return number if math.isfinite(number) else str(number)

@@ -1,0 +1,292 @@
+"""The parity grid: deterministic inputs over shapes and masks that the trace did not see.
+
+Sizes: batch 1 and more, length 1, even, odd and prime, never the traced size. Masks: all ones, right pad, left pad,
+holes, mixed lengths, a row of one token and, where the model allows it, a row that is masked out entirely.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from .errors import InputError
+from .shapes import evaluate, symbols_of
+
+__all__ = ["MASKS", "Case", "InputSpec", "MaskKind", "Role", "draw", "grid", "role_of"]
+
+Role = Literal[
+    "token-ids", "token-type-ids", "position-ids", "attention-mask", "key-padding-mask", "additive-mask", "values"
+]
+MaskKind = Literal["full", "right", "left", "holes", "mixed", "one-token", "dead-row"]
+
+MASKS: Final[tuple[MaskKind, ...]] = ("full", "right", "left", "holes", "mixed", "one-token", "dead-row")
+
+#: (batch, length) of the cases; a traced or forbidden size is replaced by the next prime.
+_SIZES: Final = ((2, 8), (1, 1), (1, 5), (3, 7), (2, 13), (5, 3))
+_PRIMES: Final = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+_DEFAULT_BOUND: Final[dict[str, int]] = {"token-ids": 10, "token-type-ids": 2, "values": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: numpy's name of its element type ("float32", "int64", "bool", "bfloat16").
+        shape: Sizes; a str is symbolic and may be an expression of other symbols ("past + sequence", "4*n").
+        role: What the values mean. "attention-mask" has 1 (or True) at real positions, "key-padding-mask" True at
+            padded ones, "additive-mask" 0 at real positions and the dtype's lowest number at padded ones.
+        bound: Integers stay below it (size of the vocabulary, of the position table). None: a small default.
+        scale: Standard deviation of float values.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    role: Role = "values"
+    bound: int | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One set of inputs.
+
+    Attributes:
+        name: For people and reports: "batch=3 sequence=7 mask=left".
+        feeds: Input name to array.
+        sizes: Symbol to size.
+        masks: Boolean arrays [batch, length], True at real positions, one for each mask input.
+    """
+
+    name: str
+    feeds: Mapping[str, np.ndarray]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    masks: tuple[np.ndarray, ...] = ()
+
+    @property
+    def padded(self) -> bool:
+        """Whether any position is padded."""
+        return any(not mask.all() for mask in self.masks)
+
+
+def role_of(name: str, dtype: str) -> Role:
+    """Guess the role of an input from the names that transformers and torch use; "values" if none fits."""
+    low = name.lower()
+    integer = dtype.startswith(("int", "uint"))
+    if "key_padding_mask" in low and dtype == "bool":
+        return "key-padding-mask"
+    if "mask" in low and "pos" not in low:
+        return "attention-mask"
+    if "position" in low and integer:
+        return "position-ids"
+    if ("token_type" in low or "segment" in low) and integer:
+        return "token-type-ids"
+    return "token-ids" if low.endswith(("ids", "tokens", "idx")) and integer else "values"
+
+
+def grid(
+    specs: Sequence[InputSpec],
+    *,
+    traced: Mapping[str, int] | None = None,
+    limits: Mapping[str, tuple[int, int | None]] | None = None,
+    masks: Sequence[MaskKind] = MASKS[:-1],
+    seed: int = 0,
+) -> tuple[Case, ...]:
+    """Draw the cases for a model with these inputs; the same arguments give the same bits.
+
+    Args:
+        specs: The inputs. Without symbolic dimensions the shape is the same in all cases.
+        traced: Symbol to the size it was traced with; no case repeats it (where ``limits`` leave a choice).
+        limits: Symbol to its smallest and largest size (None: no limit).
+        masks: Mask kinds to try. "dead-row" is not among the default: not every model allows it.
+        seed: Changes the values, not the shapes.
+
+    Raises:
+        InputError: if there are no inputs, a dtype is unknown, or a dimension cannot be computed.
+    """
+    if not specs:
+        raise InputError("a model without inputs cannot be compared", hint="give at least one input")
+    roots = _root_symbols(specs)
+    shapes = _unique([_sizes_for(roots, *pair, traced or {}, limits or {}) for pair in _SIZES])
+    has_mask = any(_maskable(spec) for spec in specs)
+    kinds = [k for k in masks if k != "full"] if has_mask else []
+    cases = [draw(specs, sizes, seed=seed) for sizes in shapes]
+    cases += [draw(specs, s, mask=k, seed=seed) for s, k in _padded_pairs(specs, shapes, kinds)]
+    return tuple(cases)
+
+
+def draw(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, mask: MaskKind = "full", seed: int = 0) -> Case:
+    """One case of the given sizes and mask kind. Left and other padding moves the position ids along."""
+    label = " ".join(f"{name}={size}" for name, size in sizes.items())
+    has_mask = any(_maskable(spec) for spec in specs)
+    name = f"{label} mask={mask}".strip() if has_mask else label or "fixed"
+    shapes = {spec.name: tuple(evaluate(dim, sizes) for dim in spec.shape) for spec in specs}
+    kept = {s.name: keep_mask(mask, shapes[s.name], _rng(seed, name, s.name)) for s in specs if _maskable(s)}
+    feeds = {s.name: _values(s, shapes[s.name], kept, _rng(seed, name, s.name)) for s in specs}
+    unique = _unique_arrays([m for m in kept.values() if m.ndim == 2])
+    return Case(name=name, feeds=feeds, sizes=dict(sizes), masks=unique)
+
+
+def keep_mask(kind: MaskKind, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A boolean mask [batch, length], True at real positions. Every row keeps one position, save in "dead-row".
+
+    For kinds that pad on a side, row lengths differ; the first row of "mixed" is whole.
+    """
+    batch, length = shape[0], shape[-1]
+    rows = np.arange(batch)[:, None]
+    columns = np.arange(length)[None, :]
+    lengths = np.maximum(1, length - 1 - (rows * max(1, length // max(batch, 2))) % max(1, length - 1))
+    if kind == "right":
+        return columns < lengths
+    if kind == "left":
+        return columns >= length - lengths
+    if kind == "mixed":
+        return columns < np.where(rows == 0, length, lengths)
+    if kind == "holes":
+        keep = rng.random((batch, length)) < 0.6
+        keep[:, length // 2] = False
+        keep[:, -1] = True
+        return keep
+    keep = np.ones((batch, length), bool)
+    if kind == "one-token":
+        keep[-1, 1:] = False
+    if kind == "dead-row":
+        keep[-1] = False
+    return keep
+
+
+def _values(
+    spec: InputSpec, shape: tuple[int, ...], kept: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> np.ndarray:
+    dtype = _dtype(spec)
+    if _maskable(spec):
+        return _mask_values(spec, kept[spec.name], shape, dtype)
+    if spec.role == "position-ids":
+        return _positions(shape, kept, spec.bound).astype(dtype)
+    if dtype == np.dtype(bool):
+        return rng.random(shape) < 0.5
+    if dtype.kind in "iu":
+        high = spec.bound if spec.bound is not None else _DEFAULT_BOUND[spec.role]
+        return rng.integers(0, max(1, high), shape).astype(dtype)
+    return (rng.standard_normal(shape) * spec.scale).astype(dtype)
+
+
+def _mask_values(spec: InputSpec, keep: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    wide = keep.reshape(keep.shape[0], *(1,) * (len(shape) - 2), keep.shape[1])
+    wide = np.broadcast_to(wide, shape)
+    if spec.role == "key-padding-mask":
+        return (~wide).astype(dtype)
+    if spec.role == "attention-mask":
+        return wide.astype(dtype)
+    lowest = np.finfo(np.float16 if dtype.itemsize == 2 else dtype).min
+    return np.where(wide, 0.0, lowest).astype(dtype)
+
+
+def _positions(shape: tuple[int, ...], kept: Mapping[str, np.ndarray], bound: int | None) -> np.ndarray:
+    """Counted over real positions, as generation code does; padded ones before the first get 0."""
+    keep = next((m for m in kept.values() if m.shape == shape), None)
+    ids = np.broadcast_to(np.arange(shape[-1]), shape) if keep is None else np.cumsum(keep, -1) - 1
+    ids = np.maximum(ids, 0)
+    return ids if bound is None else np.minimum(ids, bound - 1)
+
+
+def _root_symbols(specs: Sequence[InputSpec]) -> list[tuple[str, bool]]:
+    """Symbols to choose sizes for, in order of appearance, each with whether it is the batch."""
+    names = dict.fromkeys(n for spec in specs for dim in spec.shape for n in symbols_of(dim))
+    batch = _batch_symbol(specs, list(names))
+    return [(name, name == batch) for name in names]
+
+
+def _batch_symbol(specs: Sequence[InputSpec], names: Sequence[str]) -> str | None:
+    """The symbol that is called so or else leads a mask, an input of more than one symbol, or any input."""
+    called_so = [n for n in names if n.lower().startswith("batch") or n.lower() in ("b", "n", "bs")]
+    masks = [spec.shape for spec in specs if _maskable(spec)]
+    several = [spec.shape for spec in specs if sum(isinstance(d, str) for d in spec.shape) > 1]
+    leading = [shape[0] for shape in [*masks, *several, *(s.shape for s in specs)] if shape]
+    return next((n for n in [*called_so, *leading] if n in names), None)
+
+
+def _sizes_for(
+    roots: Sequence[tuple[str, bool]],
+    batch: int,
+    length: int,
+    traced: Mapping[str, int],
+    limits: Mapping[str, tuple[int, int | None]],
+) -> dict[str, int]:
+    """Sizes of one shape. The second and further length symbols get sizes of their own, unless length is 1."""
+    sizes: dict[str, int] = {}
+    taken: set[int] = set()
+    for symbol, is_batch in roots:
+        wish = batch if is_batch else length
+        used = taken if not is_batch and length > 1 else set()
+        size = _choose(wish, {traced.get(symbol), *used}, limits.get(symbol, (1, None)))
+        sizes[symbol] = size
+        if not is_batch:
+            taken.add(size)
+    return sizes
+
+
+def _choose(wish: int, avoid: set[int | None], limit: tuple[int, int | None]) -> int:
+    low, high = max(1, limit[0]), limit[1]
+    options = [wish, *(p for p in _PRIMES if p > wish), *(p for p in reversed(_PRIMES) if p < wish), 1, low]
+    if high is not None:
+        options.append(high)
+    fitting = [n for n in options if n >= low and (high is None or n <= high)]
+    return next((n for n in fitting if n not in avoid), fitting[0])
+
+
+def _padded_pairs(
+    specs: Sequence[InputSpec], shapes: Sequence[Mapping[str, int]], kinds: Sequence[MaskKind]
+) -> list[tuple[Mapping[str, int], MaskKind]]:
+    """Which shape carries which mask: all kinds on the widest batch, plus right and left pad on a single row."""
+    if not kinds:
+        return []
+
+    def extent(sizes: Mapping[str, int]) -> tuple[int, int]:
+        dims = [tuple(evaluate(d, sizes) for d in s.shape) for s in specs if _maskable(s)]
+        return min(d[0] for d in dims), min(d[-1] for d in dims)
+
+    usable = [s for s in shapes if extent(s)[1] > 2] or list(shapes)
+    wide = max(usable, key=lambda s: (extent(s)[0] >= 3) * extent(s)[1] + extent(s)[0] / 100)
+    single = [s for s in usable if extent(s)[0] == 1 and s is not wide][:1]
+    pairs = [(wide, kind) for kind in kinds]
+    return pairs + [(s, kind) for s in single for kind in ("right", "left") if kind in kinds]
+
+
+def _maskable(spec: InputSpec) -> bool:
+    return spec.role in ("attention-mask", "key-padding-mask", "additive-mask") and len(spec.shape) >= 2
+
+
+def _dtype(spec: InputSpec) -> np.dtype[Any]:
+    if spec.dtype == "bfloat16":
+        import ml_dtypes  # comes with onnx
+
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError:
+        raise InputError(
+            f"input '{spec.name}' has the unknown dtype '{spec.dtype}'", hint="use a numpy name such as float32"
+        ) from None
+
+
+def _rng(seed: int, case: str, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(case.encode()), zlib.crc32(name.encode())])
+
+
+def _unique(shapes: Sequence[dict[str, int]]) -> list[dict[str, int]]:
+    return [s for i, s in enumerate(shapes) if s not in shapes[:i]]
+
+
+def _unique_arrays(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    kept: list[np.ndarray] = []
+    for array in arrays:
+        if not any(array.shape == other.shape and (array == other).all() for other in kept):
+            kept.append(array)
+    return tuple(kept)

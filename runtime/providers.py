@@ -1,0 +1,95 @@
+"""Execution providers: which a target asks for, and why one that was asked for did not come up."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import Final
+
+import onnxruntime
+
+from .errors import ToolchainError
+from .target import PROVIDERS, Target, TargetName
+
+__all__ = ["CPU", "check_available", "missing_library", "preload", "providers_for", "unavailable"]
+
+CPU: Final = "CPUExecutionProvider"
+
+#: Providers that can carry an AMD target, best first. ROCm's own ended with onnxruntime 1.22.
+_ROCM: Final = ("ROCMExecutionProvider", "MIGraphXExecutionProvider")
+
+_LIBRARIES: Final[dict[str, str]] = {
+    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
+    "ROCMExecutionProvider": "libonnxruntime_providers_rocm.so",
+    "MIGraphXExecutionProvider": "libonnxruntime_providers_migraphx.so",
+}
+
+_INSTALL: Final[dict[str, str]] = {
+    "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "ROCMExecutionProvider": "pip install onnxruntime-rocm  (with ROCm 7 installed)",
+    "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx  (with ROCm 7 installed)",
+}
+
+
+def providers_for(target: Target | TargetName) -> tuple[str, ...]:
+    """Provider names to ask onnxruntime for, the one that must carry the graph first, the CPU last."""
+    name = target.name if isinstance(target, Target) else target
+    wanted = PROVIDERS[name]
+    if name == "rocm":
+        available = onnxruntime.get_available_providers()
+        wanted = next((p for p in _ROCM if p in available), wanted)
+    return (wanted,) if wanted == CPU else (wanted, CPU)
+
+
+def check_available(provider: str) -> None:
+    """Say so when the installed onnxruntime was built without ``provider``.
+
+    Raises:
+        ToolchainError: with the packages to install.
+    """
+    if provider in onnxruntime.get_available_providers():
+        return
+    raise ToolchainError(
+        f"the installed onnxruntime {onnxruntime.__version__} was built without {provider}",
+        hint=f"{_install(provider)}  (after pip uninstall onnxruntime), or run with --target cpu",
+    )
+
+
+def preload(provider: str) -> None:
+    """Load CUDA and cuDNN from pip packages before a session looks for them on the library path."""
+    loader = getattr(onnxruntime, "preload_dlls", None)  # since onnxruntime 1.21
+    if provider != "CUDAExecutionProvider" or loader is None:
+        return
+    with suppress(Exception), redirect_stdout(io.StringIO()):  # it prints each library that it misses
+        loader()
+
+
+def missing_library(provider: str) -> str | None:
+    """The dynamic linker's sentence on why the provider's library does not load; None when it does."""
+    name = _LIBRARIES.get(provider)
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    if name is None or not (folder / name).exists():
+        return None
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / name))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def unavailable(provider: str, got: Sequence[str], where: str) -> ToolchainError:
+    """The error for a session that came up without the provider that must carry it."""
+    why = missing_library(provider)
+    reason = f": {why}" if why else "; onnxruntime gave no reason (is there a device and a driver?)"
+    hint = f"{_install(provider)}, or --target cpu, or --allow-cpu-fallback to accept the CPU"
+    return ToolchainError(
+        f"asked for {provider}, got only {', '.join(got) or 'nothing'}{reason}", hint=hint, where=where
+    )
+
+
+def _install(provider: str) -> str:
+    return _INSTALL.get(provider, "install an onnxruntime with that provider")

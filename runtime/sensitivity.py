@@ -1,0 +1,98 @@
+"""Whether outputs react to inputs: a comparison of constants passes for any graph and proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .compare import relative_error
+from .feeds import Case
+from .report import Comparison
+
+__all__ = ["Reactions", "shuffled"]
+
+
+class Reactions:
+    """Watches the outputs of a run and names those that never move by more than the tolerance.
+
+    First it looks at cases whose outputs have the same shape; an output that has not moved by then is tried with
+    the inputs of a few cases shuffled.
+
+    Args:
+        names: Names of the outputs.
+        tolerance: Relative change below which an output counts as unmoved.
+    """
+
+    def __init__(self, names: Sequence[str], tolerance: float) -> None:
+        self._names = tuple(names)
+        self._tolerance = tolerance
+        self._seen: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
+        self._still = set(range(len(self._names)))
+        self._cases: list[tuple[Case, Sequence[np.ndarray]]] = []
+
+    def add(self, case: Case, outputs: Sequence[np.ndarray]) -> None:
+        """Take note of one case's outputs."""
+        self._cases.append((case, outputs if self._still else ()))
+        for index in sorted(self._still):
+            first = self._seen.setdefault((index, outputs[index].shape), outputs[index])
+            if first is not outputs[index]:
+                self._note_change(index, first, outputs[index])
+
+    def failures(self, run: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]) -> list[Comparison]:
+        """A failed comparison for each output that did not move, after trying the widest cases with other values."""
+        wide = sorted(self._cases, key=lambda item: -sum(a.size for a in item[0].feeds.values()))
+        for case, outputs in [item for item in wide if item[1]][:3]:
+            if not self._still:
+                break
+            try:
+                moved = [np.asarray(v) for v in run(shuffled(case.feeds))]
+            except Exception:  # shuffled values may break a contract between inputs; other cases are left
+                continue
+            for index in sorted(self._still):
+                self._note_change(index, outputs[index], moved[index])
+        return [self._failure(index) for index in sorted(self._still)]
+
+    def _note_change(self, index: int, one: np.ndarray, other: np.ndarray) -> None:
+        change = relative_error(other, one)
+        if change is None or change > self._tolerance:  # None: NaN came or went, which is a reaction too
+            self._still.discard(index)
+
+    def _failure(self, index: int) -> Comparison:
+        return Comparison(
+            case="sensitivity",
+            output=self._names[index],
+            shape=(),
+            needed=None,
+            granted=self._tolerance,
+            basis="an output must react to its inputs",
+            verdict="fail",
+            note=f"'{self._names[index]}' is insensitive: it moves by less than the tolerance when the inputs change, "
+            "so the comparison proves nothing; use weights and inputs that matter, or drop the output",
+        )
+
+
+def shuffled(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same arrays with their values moved around, so that ranges and shapes stay valid.
+
+    Masks (only zeros and ones) stay as they are unless every input is such a mask.
+    """
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    masks = {name for name, array in arrays.items() if _is_mask(array)}
+    fixed = set() if masks == set(arrays) else masks
+    return {name: array if name in fixed else _moved(array) for name, array in arrays.items()}
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    return array.dtype.kind in "biu" and bool(((array == 0) | (array == 1)).all())
+
+
+def _moved(array: np.ndarray) -> np.ndarray:
+    """Roll the values; an array of one value (or of all equal ones) is negated or stepped instead."""
+    if array.size and (array != array.flat[0]).any():
+        return np.roll(array, 1)
+    if array.dtype.kind == "b":
+        return ~array
+    if array.dtype.kind in "iu":
+        return np.where(array > 0, array - 1, array + 1).astype(array.dtype)
+    return (array * np.asarray(0.5, array.dtype) + np.asarray(0.25, array.dtype)).astype(array.dtype)

@@ -1,0 +1,8 @@
+"""Example inputs and dynamic axes: the caller's, a file's, a text's, or what the model says of itself."""
+
+from __future__ import annotations
+
+from .choose import Chosen, Given, choose_inputs
+from .spec import InputSpec, parse_specs
+
+__all__ = ["Chosen", "Given", "InputSpec", "choose_inputs", "parse_specs"]

@@ -1,0 +1,73 @@
+"""Choose example sizes that can be mistaken for nothing else in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count
+from typing import Any
+
+__all__ = ["SizeChooser", "numbers_of"]
+
+_MAX_DEPTH = 5
+
+
+class SizeChooser:
+    """Hands out sizes >= 2, all different, none of them a number that the model is made of.
+
+    A size that equals a width or a head count could hide an axis that the tracer lost: the constant it leaves
+    behind looks right. Primes come first, so that no product of two sizes is a third one either.
+
+    Args:
+        taken: Numbers of the model: config values, shapes of its weights.
+    """
+
+    def __init__(self, taken: Iterable[int]) -> None:
+        self._taken = {int(number) for number in taken}
+
+    def pick(self, *, at_least: int = 2, at_most: int | None = None) -> int:
+        """Choose a free size of at least ``at_least``; within ``at_most`` if any number is left there."""
+        for size in _candidates(max(2, at_least), at_most):
+            if size not in self._taken:
+                self._taken.add(size)
+                return size
+        # A model with tiny limits leaves nothing free: distinct from nothing is better than out of range.
+        return max(2, min(at_least, at_most or at_least))
+
+
+def _candidates(start: int, stop: int | None) -> Iterator[int]:
+    if stop is None:
+        return (size for size in count(start) if _is_prime(size))
+    window = range(start, stop + 1)
+    return chain((size for size in window if _is_prime(size)), window, range(start - 1, 1, -1))
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
+
+
+def numbers_of(module: Any) -> set[int]:
+    """Collect every size a module is made of: shapes of its weights, integers of its config, head_dim."""
+    found: set[int] = set()
+    for tensor in chain(module.parameters(), module.buffers()):
+        found.update(int(size) for size in tensor.shape)
+    for part in module.modules():
+        # nn.MultiheadAttention and hand-written attention keep their head count as a plain attribute.
+        found.update(v for v in vars(part).values() if type(v) is int and v > 1)
+    config = getattr(module, "config", None)
+    if config is not None:
+        values = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
+        found.update(_integers(values, 0))
+    heads = [n for n in found if 2 <= n <= 256]
+    found.update(width // n for width in list(found) if width > 256 for n in heads if width % n == 0)
+    return {number for number in found if number > 1}
+
+
+def _integers(value: Any, depth: int) -> Iterator[int]:
+    if type(value) is int:
+        yield value
+    elif depth < _MAX_DEPTH and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _integers(item, depth + 1)
+    elif depth < _MAX_DEPTH and isinstance(value, list | tuple) and len(value) < 1000:
+        for item in value:
+            yield from _integers(item, depth + 1)

@@ -1,0 +1,43 @@
+"""Load TorchScript archives."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import InputError
+from .imports import brief
+from .opened import Opened
+
+__all__ = ["load_torchscript", "parameter_names"]
+
+
+def load_torchscript(path: Path) -> Opened:
+    """Load a ``torch.jit.save`` file on the CPU. TorchScript is a language of its own; no Python of the file runs.
+
+    Raises:
+        InputError: Damaged, or it calls operators that this torch does not have.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(str(path), map_location="cpu")
+    except Exception as e:
+        raise InputError(
+            f"{path.name} cannot be loaded as TorchScript by torch {torch.__version__}: {brief(e)}",
+            hint="If it calls custom operators, import their package first (from Python); else copy the file again.",
+        ) from e
+    return Opened(module, kind="torchscript")
+
+
+def parameter_names(module: Any) -> tuple[str, ...]:
+    """Names of the parameters of a ScriptModule's ``forward``, in order, without ``self``."""
+    schema = (
+        module.forward.schema
+        if hasattr(module.forward, "schema")
+        else module._c._get_method("forward").schema
+    )
+    return tuple(argument.name for argument in schema.arguments if argument.name != "self")

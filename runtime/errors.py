@@ -62,9 +62,7 @@ class VerdictError(DeploymlError):
 
     exit_code = 1
 
-    def __init__(
-        self, message: str, *, hint: str, where: str | None = None, report: object | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str, where: str | None = None, report: object | None = None) -> None:
         super().__init__(message, hint=hint, where=where)
         self.report = report
 

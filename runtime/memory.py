@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["available_memory", "current_rss", "free_disk", "human_bytes", "peak_rss", "reset_peak_rss"]
 
@@ -16,10 +20,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def peak_rss() -> int:
-    """Highest resident size of this process so far, or since :func:`reset_peak_rss` where that worked."""
+    """Highest resident size of this process so far, or since :func:`reset_peak_rss` where that worked; 0 if unknown."""
     high_water = _proc_kib(_STATUS, "VmHWM")
     if high_water is not None:
         return high_water
+    if resource is None:
+        return 0
     unit = 1 if sys.platform == "darwin" else _KIB  # getrusage counts bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

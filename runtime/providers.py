@@ -11,7 +11,7 @@ from typing import Final
 
 import onnxruntime
 
-from .errors import ToolchainError
+from .errors import InputError, ToolchainError
 from .target import PROVIDERS, Target, TargetName
 
 __all__ = ["CPU", "check_available", "missing_library", "preload", "providers_for", "unavailable"]
@@ -35,8 +35,14 @@ _INSTALL: Final[dict[str, str]] = {
 
 
 def providers_for(target: Target | TargetName) -> tuple[str, ...]:
-    """Provider names to ask onnxruntime for, the one that must carry the graph first, the CPU last."""
+    """Provider names to ask onnxruntime for, the one that must carry the graph first, the CPU last.
+
+    Raises:
+        InputError: if there is no such target.
+    """
     name = target.name if isinstance(target, Target) else target
+    if name not in PROVIDERS:
+        raise InputError(f"there is no target '{name}'", hint=f"choose one of {', '.join(PROVIDERS)}")
     wanted = PROVIDERS[name]
     if name == "rocm":
         available = onnxruntime.get_available_providers()

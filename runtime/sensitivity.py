@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from .compare import relative_error
 from .feeds import Case
 from .report import Comparison
 
-__all__ = ["Reactions", "shuffled"]
+__all__ = ["SENSITIVITY", "Reactions", "shuffled"]
+
+#: Stands for the name of a case in the comparison that says that an output does not react.
+SENSITIVITY: Final = "sensitivity"
 
 
 class Reactions:
@@ -60,7 +64,7 @@ class Reactions:
 
     def _failure(self, index: int) -> Comparison:
         return Comparison(
-            case="sensitivity",
+            case=SENSITIVITY,
             output=self._names[index],
             shape=(),
             needed=None,

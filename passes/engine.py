@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -13,10 +14,18 @@ from .journal import Journal
 from .proof import Proof, Prover
 from .rule import Context, Declined, Replacement, Rule
 
-__all__ = ["Engine"]
+__all__ = ["Applied", "Engine"]
 
 #: Rounds of a rule set over the graph before it counts as not settling.
 ROUNDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A committed rewrite: its record and the nodes it put into the graph."""
+
+    record: Rewrite
+    nodes: tuple[ir.Node, ...]
 
 
 class Engine:
@@ -70,8 +79,8 @@ class Engine:
                 fired += 1
         return fired
 
-    def attempt(self, rule: Rule, node: ir.Node) -> Rewrite | None:
-        """Try one rule on one node. Returns the record of the rewrite, or None after a decline."""
+    def attempt(self, rule: Rule, node: ir.Node) -> Applied | None:
+        """Try one rule on one node. Returns what was applied, or None after a decline."""
         name = node.name or op_name(node)
         if (rule.code, name) in self._failed:
             return None
@@ -107,7 +116,7 @@ class Engine:
             assumptions=proof.assumptions,
         )
         self.journal.rewrites.append(record)
-        return record
+        return Applied(record, tuple(g.nodes))
 
     def _commit(self, replacement: Replacement, g: Builder, anchor: ir.Node) -> None:
         imports = self.context.model.graph.opset_imports

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,3 @@ def _widen_node(node: ir.Node) -> None:
             node.attributes[attr.name] = ir.AttrTensor(attr.name, wide)
     if node.op_type in ("RandomNormalLike", "EyeLike") and "dtype" in node.attributes:
         node.attributes["dtype"] = ir.AttrInt64("dtype", int(ir.DataType.DOUBLE))
-
-
-def outputs_of(run: Run, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-    """Run and return the outputs (a named step for tracebacks)."""
-    return run(feeds)

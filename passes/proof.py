@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -280,21 +280,21 @@ def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, c
     dtype = value.dtype.numpy()
     if value.dtype.is_floating_point():
         if value.is_graph_input() and case == 1:
-            return _padding(shape, rng).astype(dtype)
+            return _padding(shape, rng, case).astype(dtype)
         return rng.standard_normal(shape).astype(dtype)
     if value.dtype == ir.DataType.BOOL or len(shape) >= 2:
-        return _padding(shape, rng).astype(dtype)
+        return _padding(shape, rng, case).astype(dtype)
     return rng.integers(0, 2, shape).astype(dtype)
 
 
-def _padding(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _padding(shape: tuple[int, ...], rng: np.random.Generator, case: int) -> np.ndarray:
     """0/1 rows along the last axis: full, right-padded, left-padded, with holes, empty, in turn."""
     if not shape or 0 in shape:
         return np.ones(shape, np.int64)
     length = shape[-1]
     rows = np.ones((int(np.prod(shape[:-1])), length), np.int64)
     for index, row in enumerate(rows):
-        kind = (index + 1) % 5
+        kind = (index + 2 * case + 1) % 5
         pad = int(rng.integers(0, length)) if length > 1 else 0
         if kind == 1:
             row[length - pad :] = 0
@@ -316,7 +316,6 @@ def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
         return False
     _, _, scores = canonical.replace_by_plain(nodes[0])
     graph = model.graph
-    last = list(graph)[-1]
     g = Builder(graph, prefix="rows")
     axes = g.const(np.array([-1], np.int64))
     top = (
@@ -325,14 +324,11 @@ def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
         else g.op("ReduceMax", scores, axes=[-1], keepdims=0)
     )
     top.type, top.shape = ir.TensorType(scores.dtype or ir.DataType.FLOAT), ir.Shape([None] * 3)
-    for node in reversed(g.nodes):
-        last_node = list(graph)[-1]
-        graph.insert_after(last_node, node)
+    graph.extend(g.nodes)
     for value in g.initializers:
         if value.uses():
             graph.register_initializer(value)
     graph.outputs.append(top)
-    del last
     return True
 
 
@@ -404,8 +400,3 @@ def _dead_rows(alive: np.ndarray, output: np.ndarray) -> np.ndarray:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return (text.splitlines()[0] if text else type(error).__name__)[:300]
-
-
-def describe(feeds: Mapping[str, np.ndarray]) -> str:
-    """Shapes of some inputs in one line, for a message."""
-    return ", ".join(f"{k}{list(v.shape)}" for k, v in feeds.items())

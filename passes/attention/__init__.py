@@ -1,0 +1,19 @@
+"""Attention: recognised once into the canonical op, lowered to the best node of each target."""
+
+from __future__ import annotations
+
+from ..rule import Rule
+from .group_query import GroupQuery
+from .lower import lower_attention, record_unrecognised
+from .multi_head import MultiHead
+from .recognise import SoftmaxAttention
+from .repeated import RepeatedHeads
+from .standard import Standard
+
+__all__ = ["LOWER", "RECOGNISE", "lower_attention", "record_unrecognised"]
+
+#: Rules that make and refine the canonical op, in the order they run.
+RECOGNISE: tuple[Rule, ...] = (SoftmaxAttention(), RepeatedHeads())
+
+#: Rules that lower it.
+LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard())

@@ -1,0 +1,155 @@
+"""Lowering: each canonical attention goes to the best node the target has, or is declined by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from ...runtime.report import Decline, PassRecord
+from ...runtime.report import Site as SiteRecord
+from .. import canonical
+from ..capability import capability
+from ..engine import Engine
+from ..graph import op_name
+from ..rule import Declined, Rule
+from .group_query import GroupQuery
+from .multi_head import MultiHead
+from .recognise import softmaxes
+from .site import describe, study
+from .standard import Standard
+
+__all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"]
+
+#: The lowerings of each target, best first.
+LOWERINGS: Final[Mapping[str, Sequence[Rule]]] = {
+    "cpu": (GroupQuery(), MultiHead(), Standard()),
+    "cuda": (GroupQuery(), MultiHead(), Standard()),
+    "rocm": (GroupQuery(), MultiHead()),
+    "portable": (Standard(),),
+}
+
+#: Reasons that say the operator lacks a feature; where all lowerings say so, only an own op could hold the site.
+NEEDS_OWN_OP: Final = frozenset(
+    {"softcap", "sink", "weights-output", "unequal-value-size", "mask-and-bias", "causal-lower-right", "head-size"}
+)
+#: Reasons that say "not this operator, another": they never name the site's trouble while another is known.
+_PASSING: Final = frozenset({"not-causal", "cross-attention", "opset-too-old", "no-capability", "grouped-heads"})
+
+
+def lower_attention(engine: Engine) -> None:
+    """Lower every canonical attention of the model and record its site."""
+    start = time.perf_counter()
+    model = engine.context.model
+    before = model.graph.num_nodes()
+    nodes = [n for n in model.graph.all_nodes() if canonical.is_attention(n)]
+    for node in nodes:
+        engine.journal.sites.append(_lower(engine, node, len(engine.journal.sites)))
+    model.graph.opset_imports.pop(canonical.DOMAIN, None)
+    model.graph.sort()
+    fused = sum(s.status == "fused" for s in engine.journal.sites)
+    after = model.graph.num_nodes()
+    engine.journal.passes.append(
+        PassRecord(
+            name="lower-attention",
+            seconds=time.perf_counter() - start,
+            rewrites=fused,
+            nodes_before=before,
+            nodes_after=after,
+        )
+    )
+
+
+def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
+    common: dict[str, Any] = {
+        "index": index,
+        "module_path": node.metadata_props.get("deployml.module"),
+        "source": node.metadata_props.get("deployml.source"),
+        "origin": canonical.read(node).origin,
+    }
+    kinds, refusals = frozenset[str](), []
+    try:
+        site = study(node)
+        common["facts"], kinds = describe(site), site.kinds()
+    except Declined as no:
+        refusals.append(Decline(rule="ATT100", at=str(node.name), reason=no.reason, detail=no.detail))
+    target = engine.context.target
+    for rule in LOWERINGS[target.name]:
+        if refusals and refusals[0].rule == "ATT100":
+            break
+        if not engine.enabled(rule):
+            refusals.append(Decline(rule=rule.code, at=str(node.name), reason="disabled", detail="switched off"))
+            continue
+        seen = len(engine.journal.declines)
+        applied = engine.attempt(rule, node)
+        if applied is None:
+            refusals.extend(engine.journal.declines[seen:])
+            continue
+        made = next(n for n in applied.nodes if op_name(n) in rule.emits)
+        row = capability(op_name(made), target.name, target.onnxruntime)
+        record = applied.record
+        return SiteRecord(
+            name=str(made.name),
+            status="fused",
+            op=op_name(made),
+            kernel=row.kernel_for(kinds) if row is not None else "unknown",
+            rule=rule.code,
+            error=record.error,
+            error_unfused=record.error_unfused,
+            granted=record.granted,
+            assumptions=record.assumptions,
+            **common,
+        )
+    return _declined(node, refusals, common)
+
+
+def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]) -> SiteRecord:
+    _, weights, _ = canonical.replace_by_plain(node)
+    nearest = _nearest(refusals)
+    softmax = weights.producer()
+    reasons = {r.reason for r in refusals} - _PASSING
+    lacks_feature = bool(reasons) and reasons <= NEEDS_OWN_OP
+    return SiteRecord(
+        name=str(softmax.name if softmax is not None else node.name),
+        status="declined",
+        reason="needs-custom-op" if lacks_feature else nearest.reason,
+        detail=f"{nearest.detail} ({nearest.reason})" if lacks_feature else nearest.detail,
+        nearest=nearest.rule,
+        **common,
+    )
+
+
+def _nearest(refusals: Sequence[Decline]) -> Decline:
+    """The refusal that says most: a failed proof, then a missing feature, then the rest."""
+
+    def weight(refusal: Decline) -> int:
+        if refusal.rolled_back:
+            return 0
+        return 2 if refusal.reason in _PASSING else 1
+
+    return min(refusals, key=weight)
+
+
+def record_unrecognised(engine: Engine) -> None:
+    """Record a declined site for every softmax that still attends in plain nodes."""
+    known = {s.name for s in engine.journal.sites}
+    reasons = {d.at: d for d in engine.journal.declines if d.rule == "ATT001"}
+    for node in softmaxes(engine.context.model.graph):
+        if node.name in known:
+            continue
+        refusal = reasons.get(str(node.name))
+        engine.journal.sites.append(
+            SiteRecord(
+                index=len(engine.journal.sites),
+                name=str(node.name),
+                status="declined",
+                reason=refusal.reason if refusal is not None else "not-recognised",
+                detail=refusal.detail if refusal is not None else "no rule looked at this softmax",
+                nearest="ATT001",
+                module_path=node.metadata_props.get("deployml.module"),
+                source=node.metadata_props.get("deployml.source"),
+                origin="softmax",
+            )
+        )

@@ -1,0 +1,299 @@
+"""Walking up from a softmax to the score product: scale, cap, masks and biases by meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph import attribute, constant, dims, op_name, producer, scalar
+from ..rule import Declined
+
+__all__ = ["ABSORBS", "Product", "Term", "View", "score_product", "swaps_last"]
+
+#: A fill at or below this, added to any score, leaves nothing of the score: adding and replacing are one.
+ABSORBS = -1e9
+
+#: Operators that hand their first input through (Dropout does, in inference).
+_TRANSPARENT = frozenset({"Identity", "Dropout"})
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A Reshape on the score path that touches leading axes alone: ``inner`` was viewed as ``outer``."""
+
+    outer: ir.Value
+    inner: ir.Value
+
+
+@dataclass(slots=True)
+class Term:
+    """Something added to the scores, or a keep mask on them.
+
+    Attributes:
+        value: The tensor.
+        kind: "bias" (added), "keep" (boolean, True keeps), "drop" (boolean, True forbids).
+        factor: What a bias is multiplied by (a scale that stands after the addition).
+        factors: Tensors it is multiplied by, likewise.
+        fill: Finite number that takes the place of a forbidden score; None for minus infinity.
+        views: Views between the place of the term and the score product, outermost first.
+    """
+
+    value: ir.Value
+    kind: str
+    factor: float = 1.0
+    factors: list[ir.Value] = field(default_factory=list)
+    fill: float | None = None
+    views: list[View] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Product:
+    """The score product and everything between it and the softmax.
+
+    Attributes:
+        node: The MatMul.
+        scale: Product of the constant scalars on the way.
+        factors: Tensors (learned scales) that multiply the scores, to be moved onto the query.
+        softcap: Cap of a tanh on the scores, 0.0 for none.
+        terms: Biases and masks, outermost first.
+        views: Views between the softmax and the product, outermost first.
+        widened: Whether the scores were cast to a wider float before the softmax.
+    """
+
+    node: ir.Node
+    scale: float = 1.0
+    factors: list[ir.Value] = field(default_factory=list)
+    softcap: float = 0.0
+    terms: list[Term] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    widened: bool = False
+
+
+def swaps_last(node: ir.Node) -> bool:
+    """Whether a Transpose swaps the last two axes and nothing else."""
+    perm = list(attribute(node, "perm", ()))
+    rank = len(perm)
+    return rank >= 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self.factors: list[ir.Value] = []
+        self.softcap = 0.0
+        self.terms: list[Term] = []
+        self.views: list[View] = []
+        self.widened = False
+
+    def up(self, value: ir.Value) -> Product:
+        while True:
+            node = value.producer()
+            if node is None:
+                raise Declined("no-score-product", f"'{value.name}' is reached before any matrix product", at=value)
+            if op_name(node) == "MatMul":
+                return Product(node, self.scale, self.factors, self.softcap, self.terms, self.views, self.widened)
+            step = _STEPS.get(op_name(node))
+            if step is None:
+                raise Declined(
+                    "no-score-product", f"{op_name(node)} between the softmax and its scores is not understood", at=node
+                )
+            value = step(self, node)
+
+    def _through(self, node: ir.Node) -> ir.Value:
+        return _first(node)
+
+    def _cast(self, node: ir.Node) -> ir.Value:
+        source = _first(node)
+        if source.dtype not in _FLOATS or ir.DataType(attribute(node, "to")) not in _FLOATS:
+            raise Declined("no-score-product", "the scores are cast from a type that is not floating point", at=node)
+        self.widened = self.widened or source.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        return source
+
+    def _reshape(self, node: ir.Node) -> ir.Value:
+        source, result = _first(node), node.outputs[0]
+        inner, outer = dims(source), dims(result)
+        if inner is None or outer is None or len(inner) < 3 or len(outer) < 3 or inner[-2:] != outer[-2:]:
+            raise Declined("score-layout", f"the scores are reshaped from {inner} to {outer}", at=node)
+        view = View(result, source)
+        self.views.append(view)
+        for term in self.terms:
+            term.views.append(view)
+        return source
+
+    def _add(self, node: ir.Node) -> ir.Value:
+        path, other = self._sides(node)
+        self._refuse_below_cap(node)
+        self.terms.append(Term(other, "bias", self.scale, list(self.factors)))
+        return path
+
+    def _sub(self, node: ir.Node) -> ir.Value:
+        self._refuse_below_cap(node)
+        left, right = _pair(node)
+        if not leads_to_product(left):
+            raise Declined("no-score-product", "the scores are subtracted from something", at=node)
+        self.terms.append(Term(right, "bias", -self.scale, list(self.factors)))
+        return left
+
+    def _mul(self, node: ir.Node) -> ir.Value:
+        left, right = _pair(node)
+        for value, other in ((left, right), (right, left)):
+            number = scalar(other)
+            if number is not None:
+                return self._capped(node, value, float(number))
+        path, other = self._sides(node)
+        if not _per_head(other):
+            raise Declined("score-factor", f"the scores are multiplied by '{other.name}' {dims(other)}", at=node)
+        self.factors.append(other)
+        return path
+
+    def _capped(self, node: ir.Node, value: ir.Value, number: float) -> ir.Value:
+        """c * tanh(x / c), or a plain factor."""
+        tanh = producer(value, "Tanh")
+        if tanh is None:
+            self.scale *= number
+            return value
+        inner = _first(tanh)
+        quotient = producer(inner, "Div", "Mul")
+        divisor = None if quotient is None else scalar(_pair(quotient)[1])
+        if quotient is None or divisor is None:
+            raise Declined("softcap-form", "tanh over the scores without its divisor", at=tanh)
+        cap = float(divisor) if quotient.op_type == "Div" else 1.0 / float(divisor)
+        if self.scale != 1.0 or self.factors or self.softcap or not np.isclose(cap, number, rtol=1e-6):
+            raise Declined("softcap-form", f"tanh is entered at 1/{cap} and left at {number}", at=node)
+        self.softcap = number
+        return _pair(quotient)[0]
+
+    def _div(self, node: ir.Node) -> ir.Value:
+        left, right = _pair(node)
+        number = scalar(right)
+        if number is None or number == 0:
+            raise Declined("score-factor", f"the scores are divided by '{right.name}' {dims(right)}", at=node)
+        self.scale /= float(number)
+        return left
+
+    def _where(self, node: ir.Node) -> ir.Value:
+        self._refuse_below_cap(node)
+        condition, yes, no = (v for v in node.inputs if v is not None)
+        for fill, path, kind in ((no, yes, "keep"), (yes, no, "drop")):
+            number = _low(fill)
+            if number is None:
+                continue
+            if self.factors or self.scale <= 0:
+                raise Declined("score-factor", "a mask stands below a factor that may be negative", at=node)
+            finite = None if np.isinf(number) else number * self.scale
+            if finite is not None and finite > ABSORBS:
+                raise Declined("mask-fill", f"{finite:g} is not low enough to forbid a key", at=node)
+            self.terms.append(Term(condition, kind, fill=finite))
+            return path
+        raise Declined("mask-fill", "neither arm of Where is a constant that forbids a key", at=node)
+
+    def _refuse_below_cap(self, node: ir.Node) -> None:
+        if self.softcap:
+            raise Declined("softcap-form", "a mask or bias is added before the softcap", at=node)
+
+    def _sides(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+        left, right = _pair(node)
+        leads = leads_to_product(left), leads_to_product(right)
+        if leads == (False, False):
+            raise Declined("no-score-product", "neither operand comes from a matrix product", at=node)
+        if leads[0] and leads[1]:
+            return (left, right) if _depth(left) <= _depth(right) else (right, left)
+        return (left, right) if leads[0] else (right, left)
+
+
+_STEPS = {
+    "Identity": _Walk._through,
+    "Dropout": _Walk._through,
+    "Cast": _Walk._cast,
+    "CastLike": _Walk._through,
+    "Reshape": _Walk._reshape,
+    "Unsqueeze": _Walk._reshape,
+    "Squeeze": _Walk._reshape,
+    "Add": _Walk._add,
+    "Sub": _Walk._sub,
+    "Mul": _Walk._mul,
+    "Div": _Walk._div,
+    "Where": _Walk._where,
+}
+
+
+def score_product(value: ir.Value) -> Product:
+    """Walk up from the input of a softmax to the product of query and key.
+
+    Raises:
+        Declined: naming the first node whose meaning is not understood.
+    """
+    return _Walk().up(value)
+
+
+def _first(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _pair(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    left, right = node.inputs[:2]
+    assert left is not None and right is not None
+    return left, right
+
+
+def _low(value: ir.Value) -> float | None:
+    """The number a tensor is filled with when it is one very low number, else None."""
+    array = constant(value)
+    if array is None:
+        node = producer(value, "Expand", "Cast", "Identity", "CastLike")
+        return None if node is None else _low(_first(node))
+    if array.size == 0 or (array.dtype.kind not in "f" and array.dtype.name != "bfloat16"):
+        return None
+    number = float(array.reshape(-1)[0])
+    same = array.size == 1 or bool(np.all(array == array.reshape(-1)[0]))
+    return number if same and number < -1e3 else None
+
+
+_PATH = frozenset(_STEPS) | {"Tanh"}
+
+
+def leads_to_product(value: ir.Value, limit: int = 24) -> bool:
+    """Whether a matrix product of float tensors is reached from a value through score-path operators alone."""
+    return _depth(value, limit) < limit
+
+
+def _depth(value: ir.Value, limit: int = 24) -> int:
+    """Steps from a value to the nearest MatMul of two computed tensors over score-path operators."""
+    frontier: Sequence[ir.Value] = [value]
+    for depth in range(limit):
+        following: list[ir.Value] = []
+        for item in frontier:
+            node = item.producer()
+            if node is None:
+                continue
+            if op_name(node) == "MatMul":
+                if all(v is not None and constant(v, limit=0) is None and not _weight(v) for v in node.inputs):
+                    return depth
+                continue
+            if op_name(node) not in _PATH:
+                continue
+            picked = node.inputs[1:] if node.op_type == "Where" else node.inputs
+            first_only = node.op_type in ("Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout")
+            following.extend(v for v in (picked[:1] if first_only else picked) if v is not None)
+        if not following:
+            return limit
+        frontier = following
+    return limit
+
+
+def _weight(value: ir.Value) -> bool:
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    return node.op_type in ("Transpose", "Cast", "Identity") and node.inputs[0] is not None and _weight(node.inputs[0])
+
+
+def _per_head(value: ir.Value) -> bool:
+    shape = dims(value)
+    return shape is not None and (not shape or shape[-1] == 1) and (len(shape) < 2 or shape[-2] == 1)

@@ -1,0 +1,182 @@
+"""What a lowering knows of one attention site: sizes, mask facts, and which kinds of node could hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from .. import canonical, masks
+from ..canonical import AttentionNode
+from ..capability import Capability, capability
+from ..graph import dims
+from ..rule import Context, Declined
+from ..symbols import dim_text, same_dim
+
+__all__ = ["Site", "describe", "require", "study"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A canonical attention with its proven facts.
+
+    Attributes:
+        node: The canonical attention.
+        heads, kv_heads, head_size, value_size: Static sizes.
+        square: Whether query and key lengths are provably equal.
+        mask_facts: Typed facts of the boolean mask, None when there is none or nothing is known.
+        bias_facts: The same for the additive bias.
+        causal: Whether row i provably sees no key after i, by attribute, mask or bias, with square scores.
+        causal_is_all: Whether causality alone says everything the attribute and the mask say.
+        padding: The (B|1, T) keep flags when the mask is key padding alone, else None.
+        window: Keys visible to a row, itself included, when causality and a window are all there is; else None.
+    """
+
+    node: AttentionNode
+    heads: int
+    kv_heads: int
+    head_size: int
+    value_size: int
+    square: bool
+    mask_facts: masks.MaskFacts | None
+    bias_facts: masks.MaskFacts | None
+    causal: bool
+    causal_is_all: bool
+    padding: ir.Value | None
+    window: int | None
+
+    @property
+    def plain_bias(self) -> ir.Value | None:
+        """The additive bias."""
+        return self.node.bias
+
+    def kinds(self) -> frozenset[str]:
+        """The facts the capability table speaks of."""
+        found = {
+            "causal": self.causal,
+            "bidirectional": not self.causal,
+            "mask": self.node.mask is not None and not (self.causal and (self.causal_is_all or self.window)),
+            "bias": self.node.bias is not None,
+            "softcap": bool(self.node.softcap),
+            "sink": self.node.sink is not None,
+            "unequal_value": self.value_size != self.head_size,
+            "float32": self.node.query.dtype == ir.DataType.FLOAT,
+            "float16": self.node.query.dtype == ir.DataType.FLOAT16,
+        }
+        return frozenset(k for k, v in found.items() if v)
+
+
+def study(node: ir.Node) -> Site:
+    """Gather the facts of a canonical attention.
+
+    Raises:
+        Declined: "unknown-heads" when head counts or sizes are not static.
+    """
+    site = canonical.read(node)
+    sizes = [canonical.heads(site.query), canonical.heads(site.key), canonical.head_size(site.query)]
+    value_size = canonical.head_size(site.value)
+    if None in sizes or value_size is None:
+        raise Declined(
+            "unknown-heads",
+            f"head count and head size must be fixed; query is {dims(site.query)}, key {dims(site.key)}, "
+            f"value {dims(site.value)}",
+            at=site.query,
+        )
+    heads, kv_heads, head_size = (int(s) for s in sizes if s is not None)
+    if heads % kv_heads:
+        raise Declined("head-groups", f"{heads} heads cannot share {kv_heads} key/value heads", at=site.key)
+    query_dim, key_dim = site.query.shape[2], site.key.shape[2]  # type: ignore[index]
+    square = same_dim(query_dim, key_dim)
+    mask_facts = _analyse(site.mask, query_dim, key_dim)
+    bias_facts = _analyse(site.bias, query_dim, key_dim)
+    by_attribute = site.causal != "none" and square
+    by_mask = square and any(f is not None and masks.entails_causal(f) for f in (mask_facts, bias_facts))
+    no_mask = site.mask is None or (mask_facts is not None and masks.is_only_causal(mask_facts))
+    window = None if mask_facts is None else masks.window_of(mask_facts)
+    padding = None if mask_facts is None else masks.key_padding_only(mask_facts)
+    return Site(
+        node=site,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        value_size=value_size,
+        square=square,
+        mask_facts=mask_facts,
+        bias_facts=bias_facts,
+        causal=by_attribute or by_mask,
+        causal_is_all=(by_attribute or by_mask) and no_mask,
+        padding=padding,
+        window=window if square else None,
+    )
+
+
+def _analyse(value: ir.Value | None, query_dim: Any, key_dim: Any) -> masks.MaskFacts | None:
+    return None if value is None else masks.analyse(value, query_dim=query_dim, key_dim=key_dim)
+
+
+def require(op: str, site: Site, context: Context) -> Capability:
+    """The capability row that covers a site.
+
+    Raises:
+        Declined: with the first thing the row does not cover.
+    """
+    target = context.target
+    row = capability(op, target.name, target.onnxruntime)
+    version = ".".join(map(str, target.onnxruntime))
+    if row is None:
+        raise Declined("no-capability", f"{op} has no kernel on target '{target.name}' with onnxruntime {version}")
+    if target.opset < row.opset:
+        raise Declined("opset-too-old", f"{op} needs opset {row.opset}, the graph has {target.opset}")
+    dtype = site.node.query.dtype
+    if dtype not in row.dtypes:
+        raise Declined("dtype", f"{op} on '{target.name}' takes {_names(row.dtypes)}, found {dtype}")
+    if site.head_size % row.head_multiple:
+        raise Declined("head-size", f"{op} needs a head size that {row.head_multiple} divides, found {site.head_size}")
+    if row.max_head is not None and max(site.head_size, site.value_size) > row.max_head:
+        raise Declined("head-size", f"{op} takes heads of at most {row.max_head}, found {site.head_size}")
+    if site.value_size != site.head_size and not row.unequal_value:
+        raise Declined("unequal-value-size", f"{op} needs one head size, found {site.head_size} and {site.value_size}")
+    if not site.square and not row.cross:
+        raise Declined("cross-attention", f"{op} needs as many queries as keys, found {_lengths(site)}")
+    if not site.causal and (row.bidirectional is None or target.onnxruntime < row.bidirectional):
+        raise Declined("not-causal", f"{op} computes causal attention only; no causal mask is proven here")
+    if site.node.softcap and (row.softcap is None or target.onnxruntime < row.softcap):
+        raise Declined("softcap", f"{op} on onnxruntime {version} has no softcap before the mask")
+    if site.node.sink is not None and not row.sink:
+        raise Declined("sink", f"{op} has no sink logit")
+    if site.node.weights is not None:
+        raise Declined("weights-output", f"the attention weights are read elsewhere; {op} does not return them")
+    return row
+
+
+def _names(dtypes: tuple[ir.DataType, ...]) -> str:
+    return ", ".join(d.name.lower() for d in dtypes)
+
+
+def _lengths(site: Site) -> str:
+    query, key = site.node.query.shape, site.node.key.shape
+    assert query is not None and key is not None
+    return f"{dim_text(query[2])} and {dim_text(key[2])}"
+
+
+def describe(site: Site) -> dict[str, Any]:
+    """The facts of a site as plain data, for the report."""
+    node = site.node
+    facts: dict[str, Any] = {
+        "heads": site.heads,
+        "kv_heads": site.kv_heads,
+        "head_dim": site.head_size,
+        "value_dim": site.value_size,
+        "scale": node.scale,
+        "causal": site.causal or node.causal != "none",
+        "cross": not site.square,
+    }
+    if node.softcap:
+        facts["softcap"] = node.softcap
+    if node.sink is not None:
+        facts["sink"] = True
+    for name, value, found in (("mask", node.mask, site.mask_facts), ("bias", node.bias, site.bias_facts)):
+        if value is not None:
+            facts[name] = "unknown" if found is None else masks.describe(found)
+    return facts

@@ -1,0 +1,49 @@
+"""Symbolic dimensions: equality that is proven, and values for them in the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .graph import Builder
+
+__all__ = ["dim_text", "length", "same_dim"]
+
+
+def dim_text(dim: Any) -> str:
+    """A dimension for a message: the number, the symbol, or "?"."""
+    if isinstance(dim, int):
+        return str(dim)
+    return "?" if dim is None or dim.value is None else str(dim.value)
+
+
+def same_dim(left: Any, right: Any) -> bool:
+    """Whether two dimensions are provably equal: the same number or the same symbolic expression."""
+    if isinstance(left, int) or isinstance(right, int):
+        return left == right
+    if left is None or right is None or left.value is None or right.value is None:
+        return False
+    return left == right or left.simplify() == right.simplify()
+
+
+def length(g: Builder, value: ir.Value, axis: int) -> ir.Value:
+    """The size of one axis as a one-element int64 tensor.
+
+    Read from the graph input that carries the same symbol, where there is one, so that every layer asks for it
+    in the same words and common-subexpression elimination leaves one node.
+    """
+    dim = value.shape[axis] if value.shape is not None else None
+    if isinstance(dim, int):
+        return g.const(np.array([dim], np.int64))
+    if dim is not None and dim.value is not None:
+        for graph_input in g.graph.inputs:
+            for position, other in enumerate(graph_input.shape or ()):
+                if not isinstance(other, int) and other.value == dim.value:
+                    return _shape(g, graph_input, position)
+    return _shape(g, value, axis)
+
+
+def _shape(g: Builder, value: ir.Value, axis: int) -> ir.Value:
+    return g.op("Shape", value, start=axis, end=axis + 1, dtype=ir.DataType.INT64, shape=[1])

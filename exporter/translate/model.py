@@ -7,14 +7,20 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ShapeInferencePass
 
+from ...runtime.errors import DeploymlError, UnsupportedError
 from ..capture.attention_op import ATTENTION
 from ..capture.captured import Captured
 from ..capture.quiet import quiet
 from ..source_map import SourceMap
 from .attention import translate_attention
+from .bfloat16 import widen_bfloat16
+from .foreign_ops import open_custom_ops, untranslated_error
+from .grouped_matmul import grouped_matmul_table
 from .names import name_axes, name_inputs, name_outputs
 from .origins import replace_metadata
+from .split import finish_splits, split_table
 
 __all__ = ["Translated", "translate"]
 
@@ -50,22 +56,46 @@ def translate(captured: Captured, *, opset: int) -> Translated:
     """
     with quiet():
         model = _convert(captured, opset)
+    finish_splits(model)
     replace_metadata(model)
     name_inputs(model, captured.input_names)
     name_outputs(model, captured.output_names)
     name_axes(model, captured.axis_names)
+    ShapeInferencePass(data_prop=True)(model)
+    widen_bfloat16(model)
     return Translated(model, SourceMap.of(model), captured.notes)
 
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
-    table: dict[Any, Any] = {ATTENTION: translate_attention}
-    converted = torch.onnx.export(
-        captured.program,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-        opset_version=opset,
-        custom_translation_table=table,
-    )
+    table = {ATTENTION: translate_attention, **grouped_matmul_table(), **split_table()}
+    program = open_custom_ops(captured.program, table)
+    try:
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            custom_translation_table=table,
+        )
+    except Exception as error:  # torch has no common base for what goes wrong here
+        raise _explained(error, program, table, opset) from error
     assert converted is not None
     return converted.model
+
+
+def _explained(error: Exception, program: Any, table: dict[Any, Any], opset: int) -> Exception:
+    """The error to raise for a failed conversion: ours if we caused or can explain it, else a plain message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DeploymlError):
+            return cause
+        last, cause = cause, cause.__cause__
+    listed = untranslated_error(program, table, opset)
+    if listed is not None:
+        return listed
+    lines = [line.strip() for line in str(last).splitlines() if line.strip()]
+    return UnsupportedError(
+        f"torch could not write the model as ONNX: {(lines or [type(last).__name__])[0][:300]}",
+        hint="Run with --debug to see torch's own message, and change the operation it names.",
+    )

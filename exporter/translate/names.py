@@ -41,7 +41,7 @@ def _copy(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _rename(model: ir.Model, values: Sequence[ir.Value], names: Sequence[str]) -> None:
     wanted = dict(zip(names, values, strict=True))
-    taken = {name for name in names}
+    taken = set(names)
     for value in _named_values(model):
         if value.name in wanted and wanted[value.name] is not value:
             value.name = _fresh(value.name, taken)

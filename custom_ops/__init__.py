@@ -1,0 +1,7 @@
+"""Operators that onnxruntime lacks: schema, reference and compiled kernels, one folder an operator."""
+
+from __future__ import annotations
+
+from .libraries import DOMAIN, Backend, available, library_path, register
+
+__all__ = ["DOMAIN", "Backend", "available", "library_path", "register"]

@@ -1,0 +1,162 @@
+// FlashAttention on the CPU: chooses the instruction set, splits the work, appends new keys to past ones.
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "cpu_loop.h"
+
+namespace deployml {
+namespace {
+
+constexpr int64_t kRowsPerTask = 480;  // packing a tile of keys is then a percent of the work
+
+bool has_avx512() {
+#if defined(DEPLOYML_X86)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+bool has_avx2() {
+#if defined(DEPLOYML_X86)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+/// The best loop the machine runs; DEPLOYML_CPU_ISA=avx512|avx2|portable can only ask for less.
+const CpuLoop& choose_loop() {
+  const char* wish = std::getenv("DEPLOYML_CPU_ISA");
+  const auto allowed = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
+#if defined(DEPLOYML_X86)
+  if (has_avx512() && allowed("avx512")) return avx512::kLoop;
+  if (has_avx2() && (allowed("avx2") || allowed("avx512"))) return avx2::kLoop;
+#endif
+  return portable::kLoop;
+}
+
+const CpuLoop& loop() {
+  static const CpuLoop& chosen = choose_loop();
+  return chosen;
+}
+
+int64_t processors() {
+  static const int64_t count = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? int64_t(CPU_COUNT(&set)) : int64_t(1);
+  }();
+  return count;
+}
+
+struct FreeMemory {
+  void operator()(void* p) const { std::free(p); }
+};
+
+/// Grows with the largest request of its thread and goes with the thread.
+void* thread_scratch(size_t bytes) {
+  thread_local std::unique_ptr<void, FreeMemory> memory;
+  thread_local size_t capacity = 0;
+  if (bytes <= capacity) return memory.get();
+  const size_t wanted = (bytes + 4095) / 4096 * 4096;
+  memory.reset(std::aligned_alloc(64, wanted));
+  capacity = memory ? wanted : 0;
+  return memory.get();
+}
+
+size_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
+
+/// How the rows of a call are cut into tasks.
+struct Split {
+  const AttentionCall* call;
+  int64_t rows;    // of a task
+  int64_t chunks;  // of a key-value head
+  std::atomic<bool> failed{false};
+};
+
+int64_t rows_per_task(const AttentionCall& call) {
+  const int64_t group = call.heads / call.kv_heads;
+  const int64_t blocks = (call.queries + kRowBlock - 1) / kRowBlock;
+  const int64_t most = std::max<int64_t>(1, kRowsPerTask / kRowBlock / group);
+  const int64_t wanted = 4 * processors();  // tasks
+  const int64_t pairs = call.batch * call.kv_heads;
+  const int64_t chunks = std::max((blocks + most - 1) / most, std::min(blocks, (wanted + pairs - 1) / pairs));
+  return (blocks + chunks - 1) / chunks * kRowBlock;
+}
+
+void run_task(void* user, size_t index) {
+  Split& split = *static_cast<Split*>(user);
+  const AttentionCall& call = *split.call;
+  const int64_t pairs = call.batch * call.kv_heads;
+  // Later chunks see more keys under causality: they go first, so that the threads end together.
+  const int64_t chunk = split.chunks - 1 - int64_t(index) / pairs;
+  const int64_t pair = int64_t(index) % pairs;
+  const int64_t begin = chunk * split.rows;
+  const CpuTask task{pair / call.kv_heads, pair % call.kv_heads, begin,
+                     std::min(begin + split.rows, call.queries)};
+  if (!loop().run(call, task, thread_scratch)) split.failed = true;
+}
+
+/// Writes past and new rows of one key-value head to the present tensors.
+void append_head(void* user, size_t index) {
+  const AttentionCall& call = *static_cast<const AttentionCall*>(user);
+  const size_t size = bytes_of(call.element);
+  const int64_t b = int64_t(index) / call.kv_heads, h = int64_t(index) % call.kv_heads;
+  const auto append = [&](const View& fresh, const void* past, void* present, int64_t dim) {
+    const size_t row = size_t(dim) * size;
+    char* out = static_cast<char*>(present) + index * size_t(call.keys) * row;
+    if (call.past > 0)
+      std::memcpy(out, static_cast<const char*>(past) + index * size_t(call.past) * row,
+                  size_t(call.past) * row);
+    const char* from =
+        static_cast<const char*>(fresh.data) + size_t(b * fresh.batch + h * fresh.head) * size;
+    for (int64_t i = call.past; i < call.keys; ++i, from += size_t(fresh.row) * size)
+      std::memcpy(out + size_t(i) * row, from, row);
+  };
+  append(call.key, call.past_key, call.present_key, call.head_dim);
+  append(call.value, call.past_value, call.present_value, call.value_dim);
+}
+
+View contiguous(const void* data, int64_t heads, int64_t rows, int64_t dim) {
+  return {data, heads * rows * dim, rows * dim, dim, 1};
+}
+
+const char* launch(const AttentionCall& given, const Runtime& runtime) {
+  AttentionCall call = given;
+  if (call.present_key != nullptr) {
+    if (!runtime.parallel_for(runtime.state, call.batch * call.kv_heads, append_head, &call))
+      return "onnxruntime's thread pool refused the work";
+    call.key = contiguous(call.present_key, call.kv_heads, call.keys, call.head_dim);
+    call.value = contiguous(call.present_value, call.kv_heads, call.keys, call.value_dim);
+  }
+  if (call.batch == 0 || call.queries == 0) return nullptr;
+  Split split{&call, rows_per_task(call), 0};
+  split.chunks = (call.queries + split.rows - 1) / split.rows;
+  const int64_t tasks = call.batch * call.kv_heads * split.chunks;
+  if (!runtime.parallel_for(runtime.state, tasks, run_task, &split))
+    return "onnxruntime's thread pool refused the work";
+  return split.failed ? "no memory for a tile of scores" : nullptr;
+}
+
+bool supports(Element) { return true; }
+
+}  // namespace
+
+const Backend& backend() {
+  static const Backend cpu{nullptr, supports, launch};
+  return cpu;
+}
+
+}  // namespace deployml
+
+/// Name of the loop in use ("avx512", "avx2", "portable"), for reports and tests.
+extern "C" __attribute__((visibility("default"))) const char* deployml_cpu_isa() {
+  return deployml::loop().name;
+}

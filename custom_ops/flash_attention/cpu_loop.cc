@@ -1,0 +1,353 @@
+// The attention loop: keys outside, blocks of query rows inside, online softmax between the two products.
+//
+// This file is compiled once per instruction set (see CMakeLists.txt). A task walks its keys in tiles: a tile of
+// keys and values is packed once and used by every block of rows of the task, each of which keeps its own running
+// maximum, sum and output. Memory grows with the rows of a task and never with queries x keys. A tile that
+// lengths, causality, window, mask or bias rule out for a block is skipped.
+#include "cpu_loop.h"
+
+#include "cpu_direct.h"
+#include "cpu_tile.h"
+
+namespace deployml::DEPLOYML_ISA {
+namespace {
+
+constexpr int64_t kTile = 256;       // keys of a tile
+constexpr int64_t kDirectRows = 4;   // up to so many queries, keys and values are not packed
+constexpr float kLowest = -3.402823466e38f;
+// exp of anything below -104 is 0 in float32; the rest is room for rounding in the bound.
+constexpr float kNegligible = 112.0f;
+
+/// A block of query rows of one head and what it has accumulated.
+struct Block {
+  int64_t head;
+  int64_t row;    // first query
+  int64_t rows;
+  Range keys;     // union over its rows
+  float bound;    // |query . key| is never larger; infinity when not known
+  float limit;    // keys with a bias below weigh exactly 0, where the bias is one row for all
+  float* query;   // (rows, head_dim), scaled
+  float* output;  // (rows, value_width)
+  float* highest;
+  float* total;
+};
+
+template <typename T>
+class Task {
+ public:
+  Task(const AttentionCall& call, const CpuTask& task) : call_(call), task_(task) {
+    length_ = length_of(call, task.batch);
+    group_ = call.heads / call.kv_heads;
+    rows_ = task.end - task.begin;
+    blocks_per_head_ = (rows_ + kRowBlock - 1) / kRowBlock;
+    blocks_ = group_ * blocks_per_head_;
+    direct_ = call.queries <= kDirectRows;
+    padded_rows_ = direct_ ? rows_ : smaller(kRowBlock, round_up(rows_, kRowGranule));
+    depth_ = round_up(call.head_dim, kWidth);
+    value_width_ = round_up(call.value_dim, kWidth);
+  }
+
+  bool run(ThreadScratch scratch) {
+    if (!allocate(scratch)) return false;
+    Range all{call_.keys, 0};
+    for (int64_t i = 0; i < blocks_; ++i) {
+      Block block = make_block(i);
+      load_query(block);
+      trim(&block);
+      list_[i] = block;
+      if (block.keys.empty()) continue;
+      all.begin = smaller(all.begin, block.keys.begin);
+      all.end = larger(all.end, block.keys.end);
+    }
+    for (int64_t start = all.begin / kTile * kTile; start < all.end; start += kTile)
+      visit_tile(start, smaller(kTile, all.end - start));
+    for (int64_t i = 0; i < blocks_; ++i) finish(list_[i]);
+    return true;
+  }
+
+ private:
+  bool allocate(ThreadScratch scratch) {
+    const int64_t per_block = padded_rows_ * (depth_ + value_width_ + 2);
+    const int64_t packed = direct_ ? 0 : kTile * (depth_ + value_width_);
+    const int64_t floats = blocks_ * per_block + packed + padded_rows_ * (kTile + 1) + 64;
+    const size_t list = sizeof(Block) * size_t(blocks_);
+    char* memory = static_cast<char*>(scratch(size_t(floats) * sizeof(float) + list + 64));
+    if (memory == nullptr) return false;
+    float* next = reinterpret_cast<float*>(memory);
+    scores_ = next, next += padded_rows_ * kTile;
+    packed_key_ = next, next += direct_ ? 0 : kTile * depth_;
+    packed_value_ = next, next += direct_ ? 0 : kTile * value_width_;
+    block_memory_ = next, next += blocks_ * per_block;
+    factor_ = next, next += padded_rows_;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(next) + 63) / 64 * 64;
+    list_ = reinterpret_cast<Block*>(end);
+    return true;
+  }
+
+  Block make_block(int64_t index) {
+    Block block{};
+    block.head = task_.kv_head * group_ + index / blocks_per_head_;
+    block.row = task_.begin + index % blocks_per_head_ * kRowBlock;
+    block.rows = smaller(kRowBlock, task_.end - block.row);
+    float* memory = block_memory_ + index * padded_rows_ * (depth_ + value_width_ + 2);
+    block.query = memory;
+    block.output = block.query + padded_rows_ * depth_;
+    block.highest = block.output + padded_rows_ * value_width_;
+    block.total = block.highest + padded_rows_;
+    const Range low = visible(call_, length_, block.row);
+    const Range high = visible(call_, length_, block.row + block.rows - 1);
+    block.keys = {low.begin, high.end};
+    return block;
+  }
+
+  /// Copies the block's queries, scaled and padded with zeros, and resets what it accumulates.
+  void load_query(const Block& block) {
+    const Vec scale = set1(call_.scale);
+    const T* source = row_of<T>(call_.query, task_.batch, block.head, block.row);
+    for (int64_t r = 0; r < block.rows; ++r)
+      for (int64_t k = 0; k < depth_; k += kWidth)
+        store(block.query + r * depth_ + k,
+              mul(scale, load_first(source + r * call_.query.row + k, call_.head_dim - k)));
+    fill(block.query + block.rows * depth_, (padded_rows_ - block.rows) * depth_, 0.0f);
+    fill(block.output, padded_rows_ * value_width_, 0.0f);
+    fill(block.highest, padded_rows_, -kInfinity);
+    fill(block.total, padded_rows_, 0.0f);
+  }
+
+  /// The largest |query . key| the block can meet; infinity when that is not known.
+  float score_bound(const Block& block) {
+    // Decoding reads the keys once; a second pass for the bound would cost as much as it could save.
+    if (call_.slopes != nullptr || direct_) return kInfinity;
+    if (key_norm_ < 0.0f) key_norm_ = largest_key_norm();
+    float query_norm = 0.0f;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const float norm = squared_norm(block.query + r * depth_, call_.head_dim);
+      query_norm = norm <= query_norm ? query_norm : norm;
+      if (norm != norm) return kInfinity;
+    }
+    const float bound = 1.001f * __builtin_sqrtf(query_norm) * __builtin_sqrtf(key_norm_);
+    if (!(bound < kInfinity)) return kInfinity;
+    return call_.softcap != 0.0f && call_.softcap < bound ? call_.softcap : bound;
+  }
+
+  float largest_key_norm() {
+    float highest = 0.0f;
+    for (int64_t j = 0; j < length_; ++j) {
+      const float norm = squared_norm(key_at(j), call_.head_dim);
+      if (norm != norm) return kInfinity;
+      highest = norm > highest ? norm : highest;
+    }
+    return highest;
+  }
+
+  template <typename U>
+  static float squared_norm(const U* row, int64_t n) {
+    Vec sum = zero();
+    for (int64_t k = 0; k < n; k += kWidth) {
+      const Vec x = load_first(row + k, n - k);
+      sum = fma(x, x, sum);
+    }
+    return reduce_add(sum);
+  }
+
+  const T* key_at(int64_t j) const { return row_of<T>(call_.key, task_.batch, task_.kv_head, j); }
+  const T* value_at(int64_t j) const { return row_of<T>(call_.value, task_.batch, task_.kv_head, j); }
+
+  /// Narrows the block's keys where a mask or bias that is the same for all rows rules out both ends.
+  void trim(Block* block) {
+    Range& keys = block->keys;
+    if (call_.mask.data != nullptr && call_.mask.row == 0 && call_.mask.column != 0) {
+      const uint8_t* mask = row_of<uint8_t>(call_.mask, task_.batch, block->head, 0);
+      while (!keys.empty() && mask[keys.begin] == 0) ++keys.begin;
+      while (!keys.empty() && mask[keys.end - 1] == 0) --keys.end;
+    }
+    block->bound = kInfinity;
+    block->limit = kLowest;
+    if (call_.bias.data == nullptr || call_.bias.column == 0 || keys.empty()) return;
+    block->bound = score_bound(*block);
+    if (call_.bias.row != 0) return;
+    const T* bias = row_of<T>(call_.bias, task_.batch, block->head, 0);
+    block->limit = exclusion_limit(*block, bias);
+    while (!keys.empty() && widen(bias[keys.begin]) < block->limit) ++keys.begin;
+    while (!keys.empty() && widen(bias[keys.end - 1]) < block->limit) --keys.end;
+  }
+
+  /// A key whose bias is below this weighs exactly 0 in every row of the block, where bias is one row for all.
+  ///
+  /// Every row sees the keys common to the block's first and last row. With b their largest bias and c the bound
+  /// on |q.k|, the row's maximum is at least b - c, and a key of bias x reaches x + c at most.
+  float exclusion_limit(const Block& block, const T* bias) {
+    if (call_.mask.data != nullptr || !(block.bound < kInfinity)) return kLowest;
+    const int64_t begin = larger(visible(call_, length_, block.row + block.rows - 1).begin, block.keys.begin);
+    const int64_t end = smaller(visible(call_, length_, block.row).end, block.keys.end);
+    if (begin >= end) return kLowest;
+    const float limit = largest(bias + begin, end - begin) - 2.0f * block.bound - kNegligible;
+    return limit > kLowest ? limit : kLowest;
+  }
+
+  void visit_tile(int64_t start, int64_t count) {
+    bool packed = false;
+    for (int64_t i = 0; i < blocks_; ++i) {
+      const Block& block = list_[i];
+      const Range columns{larger(block.keys.begin - start, 0), smaller(block.keys.end - start, count)};
+      if (columns.empty() || ruled_out(block, start, columns)) continue;
+      if (!packed && !direct_) pack(start, count);
+      packed = true;
+      if (direct_) {
+        visit_direct(block, start, columns);
+      } else {
+        visit_block(block, start, count, columns);
+      }
+    }
+  }
+
+  /// Whether mask or bias leave none of these keys to any row of the block.
+  bool ruled_out(const Block& block, int64_t start, const Range& columns) {
+    return ruled_out_by_mask(block, start, columns) || ruled_out_by_bias(block, start, columns);
+  }
+
+  bool ruled_out_by_mask(const Block& block, int64_t start, const Range& columns) const {
+    if (call_.mask.data == nullptr) return false;
+    const int64_t rows = call_.mask.row == 0 ? 1 : block.rows;
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint8_t* mask = row_of<uint8_t>(call_.mask, task_.batch, block.head, block.row + r);
+      const int64_t n = call_.mask.column == 0 ? 1 : columns.end - columns.begin;
+      mask += call_.mask.column * (start + columns.begin);
+      for (int64_t j = 0; j < n; ++j)
+        if (mask[j] != 0) return false;
+    }
+    return true;
+  }
+
+  bool ruled_out_by_bias(const Block& block, int64_t start, const Range& columns) {
+    if (call_.bias.data == nullptr || call_.bias.column == 0) return false;
+    const int64_t first_key = start + columns.begin, n = columns.end - columns.begin;
+    if (call_.bias.row == 0) {
+      const T* bias = row_of<T>(call_.bias, task_.batch, block.head, 0);
+      return all_below(bias + first_key, n, block.limit);
+    }
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const T* bias = row_of<T>(call_.bias, task_.batch, block.head, block.row + r) + first_key;
+      const float limit = block.highest[r] - block.bound - kNegligible;
+      if (!all_below(bias, n, limit > kLowest ? limit : kLowest)) return false;
+    }
+    return true;
+  }
+
+  void pack(int64_t start, int64_t count) {
+    pack_transposed(key_at(start), call_.key.row, count, call_.head_dim, packed_key_);
+    pack_plain(value_at(start), call_.value.row, count, call_.value_dim, packed_value_);
+  }
+
+  void visit_block(const Block& block, int64_t start, int64_t count, const Range& columns) {
+    for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
+      const int vectors = int(smaller(kPanelVectors, (count - j + kWidth - 1) / kWidth));
+      multiply(block.query, depth_, packed_key_ + j * call_.head_dim, vectors, scores_ + j, kTile, block.rows,
+               call_.head_dim, nullptr);
+    }
+    for (int64_t r = 0; r < block.rows; ++r) factor_[r] = weigh_row(block, r, start, columns);
+    const int64_t keys = columns.end - columns.begin;
+    for (int64_t c = 0; c < value_width_; c += kPanel) {
+      const int vectors = int(smaller(kPanelVectors, (value_width_ - c) / kWidth));
+      const float* panel = packed_value_ + c * count + columns.begin * vectors * kWidth;
+      multiply(scores_ + columns.begin, kTile, panel, vectors, block.output + c, value_width_, block.rows, keys,
+               factor_);
+    }
+  }
+
+  void visit_direct(const Block& block, int64_t start, const Range& columns) {
+    const int64_t keys = columns.end - columns.begin, first_key = start + columns.begin;
+    const int64_t aligned = columns.begin / kWidth * kWidth;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      float* s = scores_ + r * kTile;
+      dot_keys(block.query + r * depth_, key_at(start + aligned), call_.key.row, columns.end - aligned,
+               call_.head_dim, s + aligned);
+      const float factor = weigh_row(block, r, start, columns);
+      accumulate_values(s + columns.begin, value_at(first_key), call_.value.row, keys, call_.value_dim, factor,
+                        block.output + r * value_width_);
+    }
+  }
+
+  /// Scores of row r become weights. Returns the factor for what the row accumulated before.
+  float weigh_row(const Block& block, int64_t r, int64_t start, const Range& columns) {
+    const int64_t row = block.row + r;
+    const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
+    float* s = scores_ + r * kTile;
+    if (shaped()) shape_row(s + begin, columns.end - begin, context(block, row, start + begin));
+    const Range keys = visible(call_, length_, row);
+    const int64_t low = smaller(larger(keys.begin - start, columns.begin), end);
+    const int64_t high = larger(smaller(keys.end - start, columns.end), low);
+    fill(s + begin, low - begin, -kInfinity);
+    fill(s + high, end - high, -kInfinity);
+    return softmax_row(s + begin, end - begin, block.highest + r, block.total + r);
+  }
+
+  bool shaped() const {
+    return call_.softcap != 0.0f || call_.slopes != nullptr || call_.bias.data != nullptr ||
+           call_.mask.data != nullptr;
+  }
+
+  RowContext<T> context(const Block& block, int64_t row, int64_t key) const {
+    RowContext<T> at{};
+    at.softcap = call_.softcap;
+    if (call_.slopes != nullptr) at.slope = widen(static_cast<const T*>(call_.slopes)[block.head]);
+    at.distance = float(position_of(call_, length_, row) - key);
+    if (call_.bias.data != nullptr) {
+      at.bias_column = call_.bias.column;
+      at.bias = row_of<T>(call_.bias, task_.batch, block.head, row) + at.bias_column * key;
+    }
+    if (call_.mask.data != nullptr) {
+      at.mask_column = call_.mask.column;
+      at.mask = row_of<uint8_t>(call_.mask, task_.batch, block.head, row) + at.mask_column * key;
+    }
+    return at;
+  }
+
+  /// Divides by the sums, the sink's share included, and writes the block's rows.
+  void finish(const Block& block) {
+    const T* sinks = static_cast<const T*>(call_.sink);
+    const float sink = sinks != nullptr ? widen(sinks[block.head]) : -kInfinity;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      float total = block.total[r], factor = 1.0f;
+      if (sinks != nullptr) {
+        const float highest = block.highest[r];
+        const float top = sink > highest ? sink : highest;
+        const float base = top == -kInfinity ? 0.0f : top;
+        factor = reduce_max(exponential(set1(highest - base)));
+        total = total * factor + reduce_max(exponential(set1(sink - base)));
+      }
+      const Vec share = set1(total == 0.0f ? 0.0f : factor / total);
+      T* out = const_cast<T*>(row_of<T>(call_.output, task_.batch, block.head, block.row + r));
+      const float* row = block.output + r * value_width_;
+      for (int64_t c = 0; c < call_.value_dim; c += kWidth)
+        store_first(out + c, mul(share, load(row + c)), call_.value_dim - c);
+    }
+  }
+
+  const AttentionCall& call_;
+  const CpuTask& task_;
+  int64_t length_, group_, rows_, blocks_per_head_, blocks_, padded_rows_, depth_, value_width_;
+  bool direct_;
+  float key_norm_ = -1.0f;  // squared; negative until computed
+  float *scores_, *packed_key_, *packed_value_, *block_memory_, *factor_;
+  Block* list_;
+};
+
+bool run(const AttentionCall& call, const CpuTask& task, ThreadScratch scratch) {
+  switch (call.element) {
+    case Element::kFloat32: return Task<float>(call, task).run(scratch);
+    case Element::kFloat16: return Task<Half>(call, task).run(scratch);
+    case Element::kBFloat16: return Task<BFloat>(call, task).run(scratch);
+  }
+  return false;
+}
+
+#define DEPLOYML_TEXT_(x) #x
+#define DEPLOYML_TEXT(x) DEPLOYML_TEXT_(x)
+
+}  // namespace
+
+extern const CpuLoop kLoop;
+const CpuLoop kLoop{DEPLOYML_TEXT(DEPLOYML_ISA), run};
+
+}  // namespace deployml::DEPLOYML_ISA

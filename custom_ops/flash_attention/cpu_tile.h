@@ -1,0 +1,151 @@
+// What happens to one tile of scores between the two products: cap, biases, masks and the online softmax.
+#pragma once
+
+#include "attention.h"
+#include "microkernel.h"
+
+namespace deployml::DEPLOYML_ISA {
+
+/// A half-open range of keys.
+struct Range {
+  int64_t begin;
+  int64_t end;
+  bool empty() const { return begin >= end; }
+};
+
+/// The number of keys row i of batch b has, before any mask.
+DEPLOYML_INLINE int64_t length_of(const AttentionCall& call, int64_t b) {
+  return call.lengths != nullptr ? call.lengths[b] : call.keys;
+}
+
+/// Position of row i on the axis of keys: causality and windows are measured from it.
+DEPLOYML_INLINE int64_t position_of(const AttentionCall& call, int64_t length, int64_t row) {
+  return row + (call.lower_right ? length - call.queries : 0);
+}
+
+/// The keys that lengths, causality and window leave to row `row`. Both ends grow with the row.
+DEPLOYML_INLINE Range visible(const AttentionCall& call, int64_t length, int64_t row) {
+  const int64_t at = position_of(call, length, row);
+  Range keys{0, length};
+  if (call.window_left >= 0) keys.begin = smaller(larger(at - call.window_left, 0), length);
+  if (call.window_right >= 0) keys.end = smaller(larger(at + call.window_right + 1, 0), length);
+  return keys;
+}
+
+/// Row `i` of head `h` of batch `b` of a broadcast tensor, at key 0.
+template <typename T>
+DEPLOYML_INLINE const T* row_of(const View& view, int64_t b, int64_t h, int64_t i) {
+  return static_cast<const T*>(view.data) + b * view.batch + h * view.head + i * view.row;
+}
+
+/// Everything a row of scores needs besides the scores; `key` is the key of the row's first column.
+template <typename T>
+struct RowContext {
+  const T* bias;        // at `key`, or nullptr
+  int64_t bias_column;  // 0 or 1
+  const uint8_t* mask;  // at `key`, or nullptr
+  int64_t mask_column;
+  float softcap;
+  float slope;
+  float distance;  // position of the row minus `key`
+};
+
+/// Turns raw scores into logits in place: softcap, ALiBi, bias, mask. Columns [0, n), n readable past to a vector.
+template <typename T>
+static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
+  if (row.softcap != 0.0f) {
+    const Vec cap = set1(row.softcap), inverse = set1(1.0f / row.softcap);
+    for (int64_t j = 0; j < n; j += kWidth)
+      store(s + j, mul(cap, hyperbolic_tangent(mul(load(s + j), inverse))));
+  }
+  if (row.slope != 0.0f) {
+    const Vec slope = set1(-row.slope);
+    Vec distance = sub(set1(row.distance), iota());
+    for (int64_t j = 0; j < n; j += kWidth) {
+      store(s + j, fma(slope, absolute(distance), load(s + j)));
+      distance = sub(distance, set1(float(kWidth)));
+    }
+  }
+  if (row.bias != nullptr && row.bias_column == 0) {
+    const Vec bias = set1(widen(*row.bias));
+    for (int64_t j = 0; j < n; j += kWidth) store(s + j, add(load(s + j), bias));
+  } else if (row.bias != nullptr) {
+    int64_t j = 0;
+    for (; j + kWidth <= n; j += kWidth) store(s + j, add(load(s + j), load(row.bias + j)));
+    if (j < n) store(s + j, add(load(s + j), load_first(row.bias + j, n - j)));
+  }
+  if (row.mask == nullptr) return;
+  const Vec excluded = set1(-kInfinity);
+  if (row.mask_column == 0) {
+    if (*row.mask != 0) return;
+    for (int64_t j = 0; j < n; j += kWidth) store(s + j, excluded);
+    return;
+  }
+  for (int64_t j = 0; j < n; j += kWidth) store(s + j, where_bytes(row.mask + j, n - j, load(s + j), excluded));
+}
+
+/// One step of the online softmax over s[0, n), n a multiple of kWidth: s becomes exp(s - max).
+///
+/// `highest` and `total` are the row's running maximum and sum. Returns the factor by which what was accumulated
+/// before must be scaled. A row of -inf only keeps the maximum -inf and adds nothing.
+DEPLOYML_INLINE float softmax_row(float* s, int64_t n, float* highest, float* total) {
+  Vec top = load(s), second = top;
+  int64_t j = kWidth;
+  for (; j + 2 * kWidth <= n; j += 2 * kWidth) {
+    top = maximum(top, load(s + j));
+    second = maximum(second, load(s + j + kWidth));
+  }
+  if (j < n) top = maximum(top, load(s + j));
+  const float found = reduce_max(maximum(top, second));
+  const float now = found > *highest ? found : *highest;
+  const float base = now == -kInfinity ? 0.0f : now;
+  const Vec shift = set1(base);
+  Vec sum = zero(), other = zero();
+  for (j = 0; j + 2 * kWidth <= n; j += 2 * kWidth) {
+    const Vec p = exponential(sub(load(s + j), shift));
+    const Vec q = exponential(sub(load(s + j + kWidth), shift));
+    store(s + j, p);
+    store(s + j + kWidth, q);
+    sum = add(sum, p);
+    other = add(other, q);
+  }
+  if (j < n) {
+    const Vec p = exponential(sub(load(s + j), shift));
+    store(s + j, p);
+    sum = add(sum, p);
+  }
+  const float factor = reduce_max(exponential(set1(*highest - base)));
+  *total = *total * factor + reduce_add(add(sum, other));
+  *highest = now;
+  return factor;
+}
+
+DEPLOYML_INLINE void fill(float* p, int64_t n, float value) {
+  for (int64_t i = 0; i < n; ++i) p[i] = value;
+}
+
+/// The largest of n values; NaN is passed over, -inf when nothing is left.
+template <typename T>
+static float largest(const T* values, int64_t n) {
+  Vec top = set1(-kInfinity);
+  for (int64_t j = 0; j < n; j += kWidth) {
+    Vec x = load_first(values + j, n - j);
+    if (n - j < kWidth) x = where_less(iota(), set1(float(n - j)), x, top);
+    top = where_less(top, x, x, top);
+  }
+  return reduce_max(top);
+}
+
+/// Whether all of n values lie below `limit`; NaN does not.
+template <typename T>
+static bool all_below(const T* values, int64_t n, float limit) {
+  const Vec bound = set1(limit);
+  for (int64_t j = 0; j < n; j += kWidth) {
+    Vec above = where_less(load_first(values + j, n - j), bound, zero(), set1(1.0f));
+    if (n - j < kWidth) above = where_less(iota(), set1(float(n - j)), above, zero());
+    if (reduce_max(above) > 0.0f) return false;
+  }
+  return true;
+}
+
+}  // namespace deployml::DEPLOYML_ISA

@@ -1,0 +1,269 @@
+"""``deployml::FlashAttention``: the operator as data, its float64 reference and its naive twin.
+
+The operator has one name per input signature, because an ONNX function body (the fallback that a model carries)
+cannot have absent inputs::
+
+    FlashAttention[_bnsh][_past][_lengths][_mask][_bias][_slopes][_sink]
+
+Inputs are ``query, key, value`` and then what the name lists, in that order. With T one float type (float32,
+float16 or bfloat16)::
+
+    query        T      (B, S, N*H)       or (B, N, S, H) with _bnsh
+    key          T      (B, T, Nkv*H)     or (B, Nkv, T, H)
+    value        T      (B, T, Nkv*Hv)    or (B, Nkv, T, Hv)
+    past_key     T      (B, Nkv, P, H)    prepended to key; keys then number P + T   (_past)
+    past_value   T      (B, Nkv, P, Hv)
+    key_lengths  int32  (B,)              keys of each batch row, 0 to T             (_lengths)
+    mask         bool   broadcasts to (B, N, S, T), True = attend                    (_mask)
+    bias         T      broadcasts to (B, N, S, T), added to the scaled, capped scores (_bias)
+    slopes       T      (N,)              ALiBi: -slope * |position(i) - j| is added (_slopes)
+    sink         T      (N,)              logit of a key without value               (_sink)
+
+Outputs are ``output`` (B, S, N*Hv) or (B, N, S, Hv), and with ``_past`` also ``present_key`` and
+``present_value``.
+
+position(i) is i, or i + length - S with ``lower_right`` (length: the key count of the batch row). Key j takes part
+in row i when j < length, position(i) - window_left <= j <= position(i) + window_right (a bound of -1 is none;
+``causal`` sets window_right to 0) and the mask allows it. A row without any key gives 0; finite values in a bias
+stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime.errors import InputError
+from ..libraries import DOMAIN
+
+__all__ = [
+    "ATTRIBUTES",
+    "DTYPES",
+    "NAME",
+    "Attributes",
+    "Layout",
+    "Signature",
+    "naive",
+    "output_shape",
+    "reference",
+    "signatures",
+]
+
+NAME: Final = "FlashAttention"
+Layout = Literal["bsnh", "bnsh"]
+Array = npt.NDArray[np.generic]
+
+#: Types T may take.
+DTYPES: Final = ("float32", "float16", "bfloat16")
+
+#: Optional parts of a name, in order, with the inputs each adds.
+_PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "past": ("past_key", "past_value"),
+    "lengths": ("key_lengths",),
+    "mask": ("mask",),
+    "bias": ("bias",),
+    "slopes": ("slopes",),
+    "sink": ("sink",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """Which inputs a call has, and so its operator name.
+
+    Attributes:
+        layout: "bsnh" for (B, S, N*H) tensors, "bnsh" for (B, N, S, H).
+        past: past_key and past_value are given; present_key and present_value come out.
+        lengths, mask, bias, slopes, sink: The input of that name is given.
+    """
+
+    layout: Layout = "bsnh"
+    past: bool = False
+    lengths: bool = False
+    mask: bool = False
+    bias: bool = False
+    slopes: bool = False
+    sink: bool = False
+
+    @property
+    def op_type(self) -> str:
+        """Name of the operator, such as "FlashAttention_bnsh_bias"."""
+        parts = [part for part in _PARTS if getattr(self, part)]
+        return "_".join([NAME, *(["bnsh"] if self.layout == "bnsh" else []), *parts])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        extra = (name for part, names in _PARTS.items() if getattr(self, part) for name in names)
+        return ("query", "key", "value", *extra)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return ("output", "present_key", "present_value") if self.past else ("output",)
+
+    @classmethod
+    def of(cls, op_type: str) -> Signature:
+        """Read a signature back from an operator name.
+
+        Raises:
+            InputError: if the name is none of this operator's.
+        """
+        head, *parts = op_type.split("_")
+        flags = {part: part in parts for part in _PARTS}
+        signature = cls(layout="bnsh" if "bnsh" in parts else "bsnh", **flags)
+        if head != NAME or signature.op_type != op_type:
+            raise InputError(
+                f"'{op_type}' is no name of {DOMAIN}::{NAME}",
+                hint=f"write {NAME} and then, in this order, any of: _bnsh " + " ".join(f"_{p}" for p in _PARTS),
+            )
+        return signature
+
+
+def signatures() -> tuple[Signature, ...]:
+    """Every signature the library registers."""
+    names = [f.name for f in fields(Signature)][1:]
+    layouts: tuple[Layout, ...] = ("bsnh", "bnsh")
+    return tuple(
+        Signature(layout=layout, **{name: bool(bits >> i & 1) for i, name in enumerate(names)})
+        for layout in layouts
+        for bits in range(2 ** len(names))
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """The node's attributes. All of them are written to every node: function bodies refer to them.
+
+    Attributes:
+        num_heads: Query heads N.
+        kv_heads: Key-value heads Nkv; N is a multiple of it.
+        scale: Factor on the score product; 0 stands for 1 / sqrt(H).
+        causal: 1 keeps the keys up to the row's position.
+        lower_right: 1 aligns the last row with the last key (decoding), 0 the first row with the first key.
+        window_left: Keys kept before the position, -1 for all.
+        window_right: Keys kept after it, -1 for all.
+        softcap: c of c * tanh(score / c), 0 for none.
+    """
+
+    num_heads: int
+    kv_heads: int
+    scale: float = 0.0
+    causal: int = 0
+    lower_right: int = 0
+    window_left: int = -1
+    window_right: int = -1
+    softcap: float = 0.0
+
+    @property
+    def right(self) -> int:
+        """The effective window_right: 0 under causality."""
+        return 0 if self.causal else self.window_right
+
+
+#: Attribute name to its ONNX type.
+ATTRIBUTES: Final[dict[str, Literal["INT", "FLOAT"]]] = {
+    f.name: "FLOAT" if f.name in ("scale", "softcap") else "INT" for f in fields(Attributes)
+}
+
+
+def output_shape(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]) -> tuple[int, ...]:
+    """Shape of ``output`` for these inputs."""
+    query, value = inputs["query"].shape, inputs["value"].shape
+    if signature.layout == "bnsh":
+        return (*query[:3], value[3])
+    return (query[0], query[1], value[2] // attributes.kv_heads * attributes.num_heads)
+
+
+def reference(
+    signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """The meaning of the operator, in float64, written to be obviously right.
+
+    Args:
+        signature: Which inputs there are.
+        attributes: The node's attributes.
+        inputs: Arrays under the names of ``signature.inputs``.
+
+    Returns:
+        One array per output of the signature.
+    """
+    return _attend(signature, attributes, inputs, np.dtype(np.float64))
+
+
+def naive(
+    signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]
+) -> tuple[npt.NDArray[np.generic], ...]:
+    """The same without any trick in float32, rounded to the type of ``query``: the yardstick for kernel errors."""
+    results = _attend(signature, attributes, inputs, np.dtype(np.float32))
+    return tuple(result.astype(inputs["query"].dtype) for result in results)
+
+
+def _attend(
+    signature: Signature, a: Attributes, inputs: Mapping[str, Array], dtype: np.dtype
+) -> tuple[npt.NDArray, ...]:
+    given = {k: v if k in ("mask", "key_lengths") else v.astype(dtype) for k, v in inputs.items()}
+    query = _heads_first(given["query"], a.num_heads, signature)
+    key = _heads_first(given["key"], a.kv_heads, signature)
+    value = _heads_first(given["value"], a.kv_heads, signature)
+    if signature.past:
+        key = np.concatenate([given["past_key"], key], axis=2)
+        value = np.concatenate([given["past_value"], value], axis=2)
+    group = a.num_heads // a.kv_heads
+    scale = dtype.type(a.scale or 1.0 / np.sqrt(query.shape[3]))
+    with np.errstate(all="ignore"):
+        scores = (query * scale) @ np.repeat(key, group, axis=1).swapaxes(2, 3)
+        weights = _weigh(a, given, scores)
+        values = np.repeat(value, group, axis=1)
+        output = weights @ values
+    if signature.layout == "bsnh":
+        output = output.swapaxes(1, 2).reshape(output.shape[0], output.shape[2], -1)
+    return (output, key, value) if signature.past else (output,)
+
+
+def _heads_first(x: npt.NDArray, heads: int, signature: Signature) -> npt.NDArray:
+    if signature.layout == "bnsh":
+        return x
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
+
+
+def _weigh(a: Attributes, given: Mapping[str, npt.NDArray], scores: npt.NDArray) -> npt.NDArray:
+    """Scores (B, N, S, T) to weights of the same shape."""
+    batch, _, rows, keys = scores.shape
+    lengths = given.get("key_lengths", np.full(batch, keys, np.int32)).astype(np.int64)
+    offset = lengths - rows if a.lower_right else np.zeros(batch, np.int64)
+    position = (np.arange(rows) + offset[:, None])[:, None, :, None]
+    j = np.arange(keys)
+    if a.softcap:
+        cap = scores.dtype.type(a.softcap)
+        scores = cap * np.tanh(scores / cap)
+    if "slopes" in given:
+        scores = scores - given["slopes"][:, None, None] * np.abs(position - j).astype(scores.dtype)
+    if "bias" in given:
+        scores = scores + given["bias"]
+    keep = j < lengths[:, None, None, None]
+    if a.window_left >= 0:
+        keep = keep & (j >= position - a.window_left)
+    if a.right >= 0:
+        keep = keep & (j <= position + a.right)
+    if "mask" in given:
+        keep = keep & given["mask"]
+    return _softmax(np.where(keep, scores, scores.dtype.type(-np.inf)), given.get("sink"))
+
+
+def _softmax(scores: npt.NDArray, sink: npt.NDArray | None) -> npt.NDArray:
+    """Softmax over keys with the sink's share taken out; rows of -inf become 0."""
+    lowest = scores.dtype.type(-np.inf)
+    top = np.max(scores, axis=3, keepdims=True, initial=lowest)
+    if sink is not None:
+        top = np.maximum(top, sink[:, None, None])
+    top = np.where(top == lowest, scores.dtype.type(0), top)
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=3, keepdims=True)
+    if sink is not None:
+        total = total + np.exp(sink[:, None, None] - top)
+    return weights / np.where(total == 0, scores.dtype.type(1), total)

@@ -1,0 +1,72 @@
+"""Where the compiled operator libraries are, and how a session gets them.
+
+Importing this module loads nothing: a library is looked up when asked for, and opened by onnxruntime.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from ..runtime.errors import ToolchainError
+
+if TYPE_CHECKING:
+    from onnxruntime import SessionOptions
+
+__all__ = ["DOMAIN", "Backend", "available", "library_path", "register"]
+
+#: Domain of every operator of this project.
+DOMAIN: Final = "deployml"
+
+Backend = Literal["cpu", "cuda", "hip"]
+
+_FILES: Final[dict[Backend, str]] = {
+    "cpu": "libdeployml_ops_cpu.so",
+    "cuda": "libdeployml_ops_cuda.so",
+    "hip": "libdeployml_ops_hip.so",
+}
+
+#: Target name to the backends whose libraries a session for it registers, in order.
+_BACKENDS: Final[dict[str, tuple[Backend, ...]]] = {
+    "cpu": ("cpu",),
+    "cuda": ("cpu", "cuda"),
+    "rocm": ("cpu", "hip"),
+    "portable": (),
+}
+
+
+def library_path(backend: Backend = "cpu") -> Path | None:
+    """Path of the compiled library of a backend, or None where it was not built."""
+    path = Path(__file__).resolve().parent / "lib" / _FILES[backend]
+    return path if path.is_file() else None
+
+
+def available() -> tuple[Backend, ...]:
+    """The backends whose libraries are there, in the order cpu, cuda, hip. Says nothing about devices."""
+    return tuple(backend for backend in _FILES if library_path(backend) is not None)
+
+
+def register(options: SessionOptions, target: str = "cpu") -> tuple[Path, ...]:
+    """Register the libraries of a target with a session's options.
+
+    Args:
+        options: Options of the session to be made; changed in place.
+        target: "cpu", "cuda", "rocm" or "portable" (which needs none).
+
+    Returns:
+        The libraries that were registered. One that was not built is left out: models made by deployml then run
+        the function bodies they carry.
+
+    Raises:
+        ToolchainError: if a library is there and onnxruntime cannot load it.
+    """
+    paths = tuple(path for backend in _BACKENDS[target] if (path := library_path(backend)) is not None)
+    for path in paths:
+        try:
+            options.register_custom_ops_library(str(path))
+        except Exception as error:
+            raise ToolchainError(
+                f"onnxruntime cannot load {path.name}: {error}",
+                hint="build it for this machine with 'python -m deployml.custom_ops.build'",
+            ) from error
+    return paths

@@ -115,7 +115,7 @@ def grid(
     roots = _root_symbols(specs)
     shapes = _unique([_sizes_for(roots, *pair, traced or {}, limits or {}) for pair in _SIZES])
     has_mask = any(_maskable(spec) for spec in specs)
-    kinds = [k for k in masks if k != "full"] if has_mask else []
+    kinds: list[MaskKind] = [k for k in masks if k != "full"] if has_mask else []
     cases = [draw(specs, sizes, seed=seed) for sizes in shapes]
     cases += [draw(specs, s, mask=k, seed=seed) for s, k in _padded_pairs(specs, shapes, kinds)]
     return tuple(cases)
@@ -255,8 +255,8 @@ def _padded_pairs(
     usable = [s for s in shapes if extent(s)[1] > 2] or list(shapes)
     wide = max(usable, key=lambda s: (extent(s)[0] >= 3) * extent(s)[1] + extent(s)[0] / 100)
     single = [s for s in usable if extent(s)[0] == 1 and s is not wide][:1]
-    pairs = [(wide, kind) for kind in kinds]
-    return pairs + [(s, kind) for s in single for kind in ("right", "left") if kind in kinds]
+    pairs: list[tuple[Mapping[str, int], MaskKind]] = [(wide, kind) for kind in kinds]
+    return pairs + [(s, kind) for s in single for kind in kinds if kind in ("right", "left")]
 
 
 def _maskable(spec: InputSpec) -> bool:

@@ -20,6 +20,7 @@ import onnxruntime
 from .report import Contender, LatencyReport, Ratio, Verdict
 from .session import feeds_for
 from .stats import median, paired_ratio, percentile
+from .tensors import to_ort
 
 __all__ = ["BASE", "bench", "bound_runner"]
 
@@ -114,7 +115,7 @@ def bound_runner(
     """
     feeds = feeds_for(session, named)
     binding = session.io_binding()
-    held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in feeds.items()}
+    held = {name: to_ort(array, device) for name, array in feeds.items()}
     for name, value in held.items():
         binding.bind_ortvalue_input(name, value)
     names = [output.name for output in session.get_outputs()]

@@ -1,0 +1,39 @@
+"""Layout rules: transposes, reshapes and the shapes they are given."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..rule import Rule
+from .computed_shape import ComputedShape
+from .flattened_gemm import FlattenedGemm
+from .no_op import NoOp
+from .part_of_shape import PartOfShape
+from .reshapes import ReshapeOfReshape
+from .transposes import TransposeOfTranspose
+from .unit_axes import UnitTranspose
+from .unsqueezes import UnsqueezePair
+
+__all__ = [
+    "RULES",
+    "ComputedShape",
+    "FlattenedGemm",
+    "NoOp",
+    "PartOfShape",
+    "ReshapeOfReshape",
+    "TransposeOfTranspose",
+    "UnitTranspose",
+    "UnsqueezePair",
+]
+
+#: In the order to run.
+RULES: Final[tuple[Rule, ...]] = (
+    NoOp(),
+    PartOfShape(),
+    FlattenedGemm(),
+    ComputedShape(),
+    TransposeOfTranspose(),
+    UnsqueezePair(),
+    UnitTranspose(),
+    ReshapeOfReshape(),
+)

@@ -1,0 +1,134 @@
+"""LAY003: an operator that gives back what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph import Builder, attribute, constant
+from ..look import cast_target, no_match
+from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from .target import keeps_shape, pass_through, shape_text
+
+__all__ = ["NoOp"]
+
+#: A Slice end at or above this means "to the end".
+FAR: Final = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    source: ir.Value
+    output: ir.Value
+
+
+class NoOp(Rule):
+    """An operator whose result is its input.
+
+    ## What it finds
+    ``Reshape``, ``Expand``, ``Squeeze`` and ``Unsqueeze`` to the shape that is already there, ``Slice`` over the
+    whole range, ``Cast`` to the same type, ``Transpose`` by the identity, ``Concat`` of one value, ``Dropout``
+    with no ratio and ``Identity``.
+
+    ## Why
+    Exporters write them for bookkeeping; each costs a launch or a copy, and hides neighbours from other rules.
+
+    ## Before -> After
+    ``Reshape`` -> nothing.
+
+    ## When it declines
+    * ``shape-not-proven``: the shapes before and after are not provably equal.
+    * ``graph-output``: it connects an input of the graph with an output.
+
+    ## Numerics
+    EXACT: nothing is computed.
+
+    ## References
+    ONNX operators Reshape-14, Expand-13, Slice-13, Cast-13, Transpose-13, Concat-13.
+    """
+
+    code: ClassVar[str] = "LAY003"
+    name: ClassVar[str] = "no-op"
+    safety: ClassVar[Safety] = Safety.EXACT
+    anchors: ClassVar[frozenset[str]] = frozenset(
+        {"Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    )
+    emits: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[Example, ...]] = ()
+
+    def examine(self, node: ir.Node, context: Context) -> _Facts:
+        """See :class:`NoOp`."""
+        source = node.inputs[0] if node.inputs else None
+        if source is None:
+            raise no_match()
+        _TESTS[node.op_type](node)
+        pass_through(node.outputs[0], source)
+        return _Facts(source, node.outputs[0])
+
+    def build(self, facts: _Facts, g: Builder) -> Replacement:
+        """See :class:`NoOp`."""
+        return pass_through(facts.output, facts.source)
+
+
+def _always(node: ir.Node) -> None:
+    """Identity is one by definition."""
+
+
+def _same_shape(node: ir.Node) -> None:
+    if keeps_shape(node):
+        return
+    source, output = node.inputs[0], node.outputs[0]
+    assert source is not None
+    here, there = source.shape, output.shape
+    certain = here is None or there is None or len(here) != len(there)
+    if certain or any(
+        isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(here, there, strict=True)
+    ):
+        raise no_match()
+    detail = f"{shape_text(source)} and {shape_text(output)} are not provably equal"
+    raise no_match(detail) if node.op_type != "Expand" else Declined("shape-not-proven", detail, at=node)
+
+
+def _same_type(node: ir.Node) -> None:
+    assert node.inputs[0] is not None
+    if node.inputs[0].dtype != cast_target(node):
+        raise no_match()
+
+
+def _single(node: ir.Node) -> None:
+    if len(node.inputs) != 1:
+        raise no_match()
+
+
+def _identity_order(node: ir.Node) -> None:
+    perm = attribute(node, "perm")
+    if perm is None or list(perm) != list(range(len(perm))):
+        raise no_match()
+
+
+def _whole_range(node: ir.Node) -> None:
+    inputs = [*node.inputs, None, None][:5]
+    starts, ends, steps = constant(inputs[1]), constant(inputs[2]), constant(inputs[4])
+    if inputs[4] is not None and (steps is None or np.any(steps != 1)):
+        raise no_match()
+    if starts is not None and ends is not None and np.all(starts == 0) and np.all(ends >= FAR):
+        return
+    if not keeps_shape(node):
+        raise no_match()
+
+
+_TESTS: Final[dict[str, Callable[[ir.Node], None]]] = {
+    "Cast": _same_type,
+    "Concat": _single,
+    "Expand": _same_shape,
+    "Identity": _always,
+    "Reshape": _same_shape,
+    "Slice": _whole_range,
+    "Squeeze": _same_shape,
+    "Transpose": _identity_order,
+    "Unsqueeze": _same_shape,
+}

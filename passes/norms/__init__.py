@@ -1,0 +1,15 @@
+"""Normalisation rules: written-out norms become one operator, then take in the residual sum before them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..rule import Rule
+from .layer_norm import LayerNorm
+from .rms_norm import RmsNorm
+from .skip import SkipLayerNorm, SkipRmsNorm
+
+__all__ = ["RULES", "LayerNorm", "RmsNorm", "SkipLayerNorm", "SkipRmsNorm"]
+
+#: In the order to run.
+RULES: Final[tuple[Rule, ...]] = (RmsNorm(), LayerNorm(), SkipLayerNorm(), SkipRmsNorm())

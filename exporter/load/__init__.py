@@ -133,7 +133,7 @@ def _open_object(source: Any) -> Opened:
     what = "a state_dict" if isinstance(source, Mapping) else f"a {type(source).__name__}"
     raise InputError(
         f"cannot export {what}",
-        hint="Give a path, an nn.Module, an ExportedProgram or a ScriptModule; a state_dict goes into its module first.",
+        hint="Give a path, an nn.Module, an ExportedProgram or a ScriptModule; load a state_dict into a module.",
     )
 
 

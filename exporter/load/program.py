@@ -20,6 +20,7 @@ __all__ = ["load_program", "training_nodes"]
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _SHOWN = 12
+_LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
 
 
 def load_program(path: Path, trust: Trust) -> Opened:
@@ -78,12 +79,14 @@ def _tensors_only(force: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch logs a whole traceback before it raises; the user gets one message, from us."""
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from .archive import Archive
 
@@ -103,7 +103,18 @@ def _plain(text: str, *, guard: bool) -> bool:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return all(_plain_node(node, guard) for node in ast.walk(tree))
+    # sympy evaluates a string wherever it expects an expression; only the name of a Symbol is taken as it stands.
+    names = {id(node.args[0]) for node in ast.walk(tree) if _is_symbol(node)}
+    return all(id(node) in names or _plain_node(node, guard) for node in ast.walk(tree))
+
+
+def _is_symbol(node: ast.AST) -> TypeGuard[ast.Call]:
+    """``Symbol('s31', positive=True)``, as torch writes its symbols."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) != 1:
+        return False
+    name = node.args[0]
+    known = isinstance(name, ast.Constant) and isinstance(name.value, str) and _SYMBOL.match(name.value)
+    return node.func.id == "Symbol" and bool(known)
 
 
 def _plain_node(node: ast.AST, guard: bool) -> bool:

@@ -46,7 +46,8 @@ def compare(
     (over 1 where the reference is all zeros). NaN and infinities must be at the same places; integers and booleans
     must be equal; a different shape or dtype fails. All positions count. Only where an output [batch, length, ...]
     differs too much, and a mask [batch, length] says that some positions are padded, are the real positions judged
-    on their own; the note then says how much the padded ones differ.
+    on their own; the note then says how much the padded ones differ. Likewise for samples of an output
+    [batch, ...] that are masked out entirely.
 
     Args:
         output: What the graph computed.
@@ -202,11 +203,17 @@ def _special_mismatch(ours: np.ndarray, theirs: np.ndarray, inside: np.ndarray) 
 
 
 def _real_positions(shape: tuple[int, ...], masks: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The mask that fits [batch, length, ...], shaped to broadcast; None if none or more than one fits."""
+    """The positions to judge, shaped to broadcast; None if all, or if no mask or more than one fits.
+
+    For [batch, length, ...] those that the mask calls real. For other [batch, ...] outputs the samples that are not
+    masked out entirely: what attention gives where no key is left is an assumption, not a value.
+    """
     fitting = [m for m in masks if len(shape) >= 2 and shape[:2] == m.shape]
+    if not fitting:
+        fitting = [m.any(axis=1) for m in masks if len(shape) >= 1 and shape[0] == m.shape[0]]
     if len(fitting) != 1 or fitting[0].all():
         return None
-    return fitting[0].reshape(*fitting[0].shape, *(1,) * (len(shape) - 2))
+    return fitting[0].reshape(*fitting[0].shape, *(1,) * (len(shape) - fitting[0].ndim))
 
 
 def _amount(found: Comparison) -> str:

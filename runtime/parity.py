@@ -175,8 +175,15 @@ def _closing_notes(cases: Sequence[Case], names: Sequence[str], comparisons: Seq
         return ["there were no cases: nothing was compared"]
     if not names:
         return ["the model has no outputs: nothing was compared"]
+    notes = []
+    for name in names:
+        apart = sum(c.output == name and c.verdict == "pass" and c.note is not None for c in comparisons)
+        if apart:
+            notes.append(f"'{name}' differs at padded positions in {apart} cases; the real ones were judged")
     skipped = list(dict.fromkeys(c.case for c in comparisons if c.verdict == "not-run"))
-    return [f"{len(skipped)} of {len(cases)} cases were not run or had nothing to compare"] if skipped else []
+    if skipped:
+        notes.append(f"{len(skipped)} of {len(cases)} cases were not run or had nothing to compare")
+    return notes
 
 
 def _verdict(cases: Sequence[Case], names: Sequence[str], comparisons: Sequence[Comparison]) -> Verdict:

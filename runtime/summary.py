@@ -121,7 +121,11 @@ def _digest(report: Report) -> Text:
         needed = f", needs {_short(worst.needed)} of {_short(worst.granted)}" if worst and numbers else ""
         parts.append(f"parity {report.parity.verdict}{needed}")
     if report.latency is not None:
-        parts += [f"{r.value:.2f}x {r.of}'s speed" for r in report.latency.ratios if r.of in ("eager", "unfused")]
+        parts += [
+            f"{r.value:.2f}x {r.of}'s speed"
+            for r in report.latency.ratios
+            if r.of in ("eager", "unfused") and r.verdict != "inconclusive"
+        ]
     return Text("  ".join([" · ".join(parts)] if parts else ["nothing was measured"]), overflow="fold")
 
 

@@ -147,6 +147,30 @@ def test_a_difference_at_a_real_position_is_never_hidden():
     assert judge(wrong.transpose(2, 0, 1), theirs.transpose(2, 0, 1), masks=(mask,)).verdict == "fail"
 
 
+def test_a_sample_that_is_masked_out_entirely_is_set_apart_in_pooled_outputs():
+    theirs = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    dead = np.ones((3, 5), bool)
+    dead[2] = False
+    wrong = theirs.copy()
+    wrong[2] += 1.0
+    found = judge(wrong, theirs, masks=(dead,))
+    assert (found.verdict, found.needed) == ("pass", 0.0)
+    assert "padded positions differ" in found.note
+    wrong[1, 3] += 0.1
+    assert judge(wrong, theirs, masks=(dead,)).worst == (1, 3)
+    assert judge(wrong, theirs, masks=(dead[:, ::-1] | True,)).verdict == "fail"
+
+
+def test_padded_differences_are_noted_in_the_report():
+    def other_padding(feeds):
+        return [mean_of_real(feeds)[0] + (feeds["mask"][..., None] == 0).astype(np.float32)]
+
+    report = check(other_padding)
+    assert report.verdict == "pass"
+    padded = sum(case.padded for case in CASES)
+    assert f"'y' differs at padded positions in {padded} cases; the real ones were judged" in report.notes
+
+
 def test_half_precision_is_judged_against_the_unfused_graph():
     theirs = np.linspace(-1, 1, 50, dtype=np.float16)
     plain = theirs + np.float16(0.002)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from ..graph import Builder, attribute, producer
@@ -23,6 +25,7 @@ class _Facts:
     bias: ir.Value | None
     output: ir.Value
     transposed: bool
+    target: tuple[int, ...] | None
 
 
 class FlattenedGemm(Rule):
@@ -66,25 +69,49 @@ class FlattenedGemm(Rule):
             raise no_match()
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         _check_form(node, bias)
-        before, flat, after = x.shape, flatten.outputs[0].shape, back.outputs[0].shape
-        known = before is not None and flat is not None and after is not None and len(before) == len(after)
-        leading = known and all(same_dim(a, b) for a, b in zip(list(before)[:-1], list(after)[:-1], strict=True))
-        width = known and same_dim(before[-1], flat[-1])
-        if not leading or not width:
-            detail = f"{shape_text(x)} and {shape_text(back.outputs[0])} do not provably share their leading axes"
-            raise Declined("shape-not-proven", detail, at=node)
-        return _Facts(x, weight, bias, back.outputs[0], bool(attribute(node, "transB", 0)))
+        after, flat = back.outputs[0].shape, flatten.outputs[0].shape
+        wanted = None if after is None or flat is None else [*list(after)[:-1], flat[-1]]
+        target = None
+        if not _has_shape(x, wanted):
+            target = _regroup(x, wanted)
+            if target is None:
+                detail = f"{shape_text(x)} and {shape_text(back.outputs[0])} do not provably share their leading axes"
+                raise Declined("shape-not-proven", detail, at=node)
+        transposed = bool(attribute(node, "transB", 0))
+        return _Facts(x, weight, bias, back.outputs[0], transposed, target)
 
     def build(self, facts: _Facts, g: Builder) -> Replacement:
         """See :class:`FlattenedGemm`."""
-        weight = facts.weight
+        x, weight = facts.x, facts.weight
+        if facts.target is not None:
+            x = g.op("Reshape", x, g.const(np.array(facts.target, np.int64)), dtype=x.dtype)
+            assert facts.output.shape is not None
+            x.shape = ir.Shape([*list(facts.output.shape)[:-1], facts.target[-1]])
         if facts.transposed:
             rows, columns = weight.shape if weight.shape is not None else (None, None)
             weight = g.op("Transpose", weight, perm=[1, 0], shape=[columns, rows])
-        product = g.op("MatMul", facts.x, weight, dtype=facts.x.dtype, shape=facts.output.shape)
+        product = g.op("MatMul", x, weight, dtype=x.dtype, shape=facts.output.shape)
         if facts.bias is not None:
-            product = g.op("Add", product, facts.bias, dtype=facts.x.dtype, shape=facts.output.shape)
+            product = g.op("Add", product, facts.bias, dtype=x.dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[product])
+
+
+def _has_shape(x: ir.Value, wanted: list[Any] | None) -> bool:
+    if x.shape is None or wanted is None or len(x.shape) != len(wanted):
+        return False
+    return all(same_dim(a, b) for a, b in zip(x.shape, wanted, strict=True))
+
+
+def _regroup(x: ir.Value, wanted: list[Any] | None) -> tuple[int, ...] | None:
+    """A constant target that merges the last axes of x, when its leading axes are the wanted ones already."""
+    if x.shape is None or wanted is None or len(x.shape) <= len(wanted) or not isinstance(wanted[-1], int):
+        return None
+    merged = list(x.shape)[len(wanted) - 1 :]
+    sizes = [d for d in merged if isinstance(d, int)]
+    leading = all(same_dim(a, b) for a, b in zip(list(x.shape), wanted[:-1], strict=False))
+    if not leading or len(sizes) != len(merged) or math.prod(sizes) != wanted[-1]:
+        return None
+    return (*[0] * (len(wanted) - 1), wanted[-1])
 
 
 def _check_form(node: ir.Node, bias: ir.Value | None) -> None:

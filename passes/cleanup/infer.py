@@ -1,0 +1,81 @@
+"""Shape inference that keeps every dimension already known and follows symbols where onnx loses them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import onnx_ir as ir
+
+from .propagate import Propagation
+
+__all__ = ["infer_shapes"]
+
+
+def infer_shapes(model: ir.Model) -> int:
+    """Fill in unknown types and dimensions, in place.
+
+    First onnx's own inference (without the weights), of which only what was unknown is taken; then a forward
+    pass over the operators transformers are made of, com.microsoft ones included, which carries symbols
+    through reshapes whose targets are computed from shapes. A dimension without a name gets one.
+
+    Returns:
+        How many values are known better than before.
+    """
+    known = {id(v): (v.dtype, v.shape) for v in _values(model.graph)}
+    _onnx_inference(model)
+    better = sum(_keep(v, *known[id(v)]) for v in _values(model.graph) if id(v) in known)
+    return better + Propagation(model.graph).run()
+
+
+def _onnx_inference(model: ir.Model) -> None:
+    import onnx_ir.passes.common as common
+
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    finally:
+        logger.setLevel(level)
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *graph.initializers.values(), *(o for n in graph.all_nodes() for o in n.outputs)]
+
+
+def _keep(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) -> bool:
+    """Put back what was known before onnx's inference. Returns whether something new remains."""
+    inferred, found = _without_invented(value.shape), value.dtype
+    value.shape = inferred
+    if dtype is not None and found != dtype:
+        value.dtype = dtype
+    if shape is not None:
+        value.shape = merged(shape, inferred)
+    before = None if shape is None else list(shape)
+    after = None if value.shape is None else list(value.shape)
+    return before != after or (dtype is None and found is not None)
+
+
+def _without_invented(shape: ir.Shape | None) -> ir.Shape | None:
+    """Drop the symbols onnx makes up: another run may use the same ones for something else."""
+    if shape is None:
+        return None
+    invented = [not isinstance(d, int) and str(d.value).startswith("unk__") for d in shape]
+    return (
+        ir.Shape([None if drop else d for d, drop in zip(shape, invented, strict=True)])
+        if any(invented)
+        else shape
+    )
+
+
+def merged(first: ir.Shape, second: ir.Shape | None) -> ir.Shape:
+    """The first shape, its unknown dimensions taken from the second where the ranks agree."""
+    if second is None or len(first) != len(second):
+        return first
+    return ir.Shape([b if unknown(a) else a for a, b in zip(first, second, strict=True)])
+
+
+def unknown(dim: Any) -> bool:
+    """Whether a dimension is neither a number nor a symbol."""
+    return not isinstance(dim, int) and dim.value is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,3 +33,7 @@ class Captured:
     axis_names: Mapping[str, str] = field(default_factory=dict)
     attention_calls: int = 0
     notes: tuple[str, ...] = ()
+
+    def with_attention(self, calls: int) -> Captured:
+        """The same with the number of attention calls."""
+        return replace(self, attention_calls=calls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +10,15 @@ from torch.export import ExportedProgram
 from ..loaded import Loaded
 from .captured import Captured
 from .inputs import Examples, examples_of
+from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .outputs import Outputs
 from .quiet import quiet
+from .refusals import is_data_dependent, refusal
+from .saved import capture_saved
+from .sizes import size_variants
 from .surgery import drop_empty_concatenations, keep_attention_whole
-from .trace import trace
+from .torchscript import as_module
+from .trace import fixed_size, quiet_run, trace, user_tensors
 
 __all__ = ["capture"]
 
@@ -23,7 +27,8 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
     """Trace a model with ``torch.export``, every attention call kept as one node.
 
     Args:
-        loaded: The model with its example inputs and dynamic axes.
+        loaded: The model with its example inputs and dynamic axes. A saved program is taken as it is, a
+            TorchScript module is converted first.
         keep_attention: Replace scaled-dot-product attention by ``deployml::attention``; without it torch
             decomposes the calls.
 
@@ -35,15 +40,20 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
         UnsupportedError: torch cannot trace the model, or a declared dynamic axis was lost.
     """
     with quiet():
-        examples = examples_of(loaded, loaded.module.forward)
-        outputs = Outputs()
-        handle = loaded.module.register_forward_hook(outputs)
-        try:
-            program = trace(loaded.module, examples)
-        finally:
-            handle.remove()
-        drop_empty_concatenations(program)
-        calls = keep_attention_whole(program) if keep_attention else 0
+        if loaded.kind == "program":
+            captured = capture_saved(loaded)
+        else:
+            captured = _capture_module(loaded)
+        drop_empty_concatenations(captured.program)
+        calls = keep_attention_whole(captured.program) if keep_attention else 0
+    return captured.with_attention(calls)
+
+
+def _capture_module(loaded: Loaded) -> Captured:
+    module = as_module(loaded) if loaded.kind == "torchscript" else loaded.module
+    examples = examples_of(loaded, loaded.module.forward)
+    outputs = Outputs()
+    program = _trace_at_best_sizes(module, examples, outputs, loaded.name)
     names, axes = name_axes(program, examples)
     return Captured(
         program=program,
@@ -51,9 +61,64 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
         output_names=outputs.names,
         dynamic_axes=axes,
         axis_names=names,
-        attention_calls=calls,
-        notes=outputs.dropped,
+        notes=(*outputs.dropped, *_merge_notes(program, examples), *_fixed_notes(program, examples)),
     )
+
+
+def _trace_at_best_sizes(module: torch.nn.Module, examples: Examples, outputs: Outputs, name: str) -> ExportedProgram:
+    """Trace at the first sizes that keep every declared axis apart from the others and from constants."""
+    second_best: ExportedProgram | None = None
+    failure: Exception | None = None
+    for variant in size_variants(examples):
+        try:
+            program = trace(module, variant, outputs)
+        except Exception as error:  # torch has no common base for what it raises here
+            failure = failure or error
+            if is_data_dependent(error):
+                break
+            continue
+        if not merged_axes(program, variant) and not _lost(program, variant):
+            return program
+        second_best = second_best or program
+    if second_best is not None and not _lost(second_best, examples):
+        return second_best
+    strict = None if failure is None or is_data_dependent(failure) else _strictly(module, examples, outputs)
+    if strict is not None:
+        return strict
+    error = lost_axes_error(module, examples, name)
+    if error is None:
+        assert failure is not None
+        error = refusal(failure, module, examples, name)
+    raise error from failure
+
+
+def _strictly(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:
+    """Let torch read the bytecode instead of running it, which follows NumPy and ``int(x.shape[1])``.
+
+    Returns None when that fails too: the first failure is the clearer one to report.
+    """
+    try:
+        program = trace(module, examples, strict=True)
+        outputs(module, (), quiet_run(module, examples))  # names as of a real call
+    except Exception:
+        return None
+    complete = len(program.graph_signature.user_outputs) == len(outputs.names)
+    return program if complete and not _lost(program, examples) else None
+
+
+def _lost(program: ExportedProgram, examples: Examples) -> bool:
+    return any(not lost.axis.automatic for lost in lost_axes(program, examples))
+
+
+def _merge_notes(program: ExportedProgram, examples: Examples) -> tuple[str, ...]:
+    return tuple(
+        f"The model needs axes '{first}' and '{second}' to be equal; both are named '{first}'."
+        for first, second in merged_axes(program, examples)
+    )
+
+
+def _fixed_notes(program: ExportedProgram, examples: Examples) -> tuple[str, ...]:
+    return tuple(f"Note that {lost}." for lost in lost_axes(program, examples) if lost.axis.automatic)
 
 
 def name_axes(program: ExportedProgram, examples: Examples) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
@@ -66,20 +131,11 @@ def name_axes(program: ExportedProgram, examples: Examples) -> tuple[dict[str, s
     axes: dict[str, dict[int, str]] = {}
     for leaf, value in zip(examples.tensors, user_tensors(program), strict=True):
         for at, size in enumerate(value.shape):
-            if isinstance(size, int):
-                continue
-            symbol = str(size.node.expr)
-            declared = leaf.axes.get(at)
-            fallback = f"{leaf.name}_{at}"
-            name = names.setdefault(symbol, (declared.name if declared else "") or fallback)
-            axes.setdefault(leaf.name, {})[at] = name
+            if fixed_size(size) is None:
+                name = names.setdefault(str(size.node.expr), _axis_name(leaf.axes.get(at), leaf.name, at))
+                axes.setdefault(leaf.name, {})[at] = name
     return names, axes
 
 
-def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
-    """The traced (fake) tensors of a program's user inputs, in order."""
-    wanted = set(program.graph_signature.user_inputs)
-    found: Mapping[str, Any] = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    return [value for name, value in found.items() if name in wanted and isinstance(value, torch.Tensor)]
-
-
+def _axis_name(declared: Any, leaf: str, at: int) -> str:
+    return declared.name if declared is not None and declared.name else f"{leaf}_{at}"

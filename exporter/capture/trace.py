@@ -10,8 +10,10 @@ import torch
 from torch.export import ExportedProgram
 
 from .inputs import Examples
+from .outputs import Outputs
+from .quiet import quiet
 
-__all__ = ["slow_paths", "trace"]
+__all__ = ["fixed_size", "quiet_run", "slow_paths", "trace", "user_tensors"]
 
 
 @contextlib.contextmanager
@@ -29,16 +31,53 @@ def slow_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def trace(module: torch.nn.Module, examples: Examples, *, strict: bool = False) -> ExportedProgram:
-    """Trace a module with the declared axes dynamic. Raises whatever torch raises."""
+def trace(
+    module: torch.nn.Module, examples: Examples, outputs: Outputs | None = None, *, strict: bool = False
+) -> ExportedProgram:
+    """Trace a module with the declared axes dynamic and its result flattened to tensors.
+
+    Raises whatever torch raises.
+
+    Args:
+        module: The model.
+        examples: Inputs and declared axes.
+        outputs: Receives the names of the results.
+        strict: Let torch read the bytecode of the model instead of running it.
+    """
     args, kwargs = examples.call()
     # Sizes 0 and 1 are then no reason to make an axis static: a batch of one stays a batch.
     oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=True)
-    with slow_paths(), oblivious, torch.no_grad():
-        return torch.export.export(
-            module,
-            args,
-            kwargs,
-            dynamic_shapes=examples.shapes() if any(True for _ in examples.dynamic()) else None,
-            strict=strict,
-        )
+    handle = module.register_forward_hook(outputs or Outputs())
+    try:
+        with slow_paths(), oblivious, torch.no_grad():
+            return torch.export.export(
+                module,
+                args,
+                kwargs,
+                dynamic_shapes=examples.shapes() if any(True for _ in examples.dynamic()) else None,
+                strict=strict,
+            )
+    finally:
+        handle.remove()
+
+
+def quiet_run(module: torch.nn.Module, examples: Examples) -> Any:
+    """Run a module eagerly on the examples, on the same paths as when it is traced."""
+    args, kwargs = examples.call()
+    with quiet(), slow_paths(), torch.no_grad():
+        return module(*args, **kwargs)
+
+
+def user_tensors(program: ExportedProgram) -> list[torch.Tensor]:
+    """The traced (fake) tensors of a program's user inputs, in order."""
+    wanted = set(program.graph_signature.user_inputs)
+    found = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    return [value for name, value in found.items() if name in wanted and isinstance(value, torch.Tensor)]
+
+
+def fixed_size(size: Any) -> int | None:
+    """The number an axis of a traced tensor is fixed to, also when torch still wraps it; None when it varies."""
+    if isinstance(size, int):
+        return size
+    found = size.node.maybe_as_int()
+    return int(found) if found is not None else None

@@ -68,17 +68,14 @@ def shapes_for(
 
     if positional:
         return tuple(one(name) for name in positional[: len(args)])
-    bound = by_parameter(module, args, kwargs)
-    return {
-        name: _nested(value, axes, one) if name not in axes else one(name) for name, value in bound.items()
-    }
+    free = _free(module)
+    bound = [name for name in by_parameter(module, args, kwargs) if name not in free]
+    return {name: one(name) for name in dict.fromkeys([*bound, *kwargs])}
 
 
-def _nested(value: Any, axes: Mapping[str, Any], one: Callable[[str], Any]) -> Any:
-    """Inputs that forward takes through ``**kwargs`` are named one level down."""
-    if isinstance(value, dict) and any(name in axes for name in value):
-        return {name: one(name) for name in value}
-    return None
+def _free(module: Any) -> set[str]:
+    """The parameter ``**kwargs``: its inputs go by their own names."""
+    return {name for name, p in parameters_of(module).items() if p.kind is p.VAR_KEYWORD}
 
 
 def with_dims(shapes: Any) -> Any:

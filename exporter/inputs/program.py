@@ -31,9 +31,9 @@ def program_examples(
         raise InputError(
             f"{source} has no input {', '.join(unknown)}", hint=f"Its inputs: {', '.join(names)}."
         )
-    if program.example_inputs is not None and not values:
-        args, kwargs = program.example_inputs
-        return tuple(args), dict(kwargs)
+    own = program.example_inputs
+    if not values and isinstance(own, tuple) and len(own) == 2 and isinstance(own[1], Mapping):
+        return tuple(own[0]), dict(own[1])
     metas = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     flat = [values[name] if name in values else _example(program, name, metas.get(name)) for name in names]
     from torch.utils import _pytree as pytree

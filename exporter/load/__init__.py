@@ -166,8 +166,9 @@ def _from_safetensors(path: Path, factory: str | Callable[[], Any] | None) -> Op
     if factory is None:
         folder = "; or give the folder it lies in" if (path.parent / "config.json").exists() else ""
         raise _needs_factory(path, folder)
+    tensors = read_safetensors(path)
     module, label = _build(factory)
-    notes = fill(module, read_safetensors(path), source=path.name, factory=label)
+    notes = fill(module, tensors, source=path.name, factory=label)
     return Opened(module, fresh=True, notes=notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +19,11 @@ _FORM = (
 )
 
 
-def build(factory: str) -> Any:
+def build(factory: str | Callable[[], Any]) -> Any:
     """Build a module by the user's factory.
 
     Args:
-        factory: ``pkg.mod:build`` or ``FILE.py:FN``.
+        factory: ``pkg.mod:build`` or ``FILE.py:FN``; from Python also the function itself.
 
     Returns:
         The ``torch.nn.Module`` that the function returned.
@@ -30,27 +31,32 @@ def build(factory: str) -> Any:
     Raises:
         InputError: Malformed text, no such module or function, an error inside it, or another return type.
     """
-    from torch import nn
-
+    if callable(factory):
+        return _call(factory, getattr(factory, "__name__", "factory"))
     place, separator, name = factory.rpartition(":")
     if not separator or not place or not name:
         raise InputError(f"--factory {factory!r} names no function", hint=_FORM)
     with current_folder_searched():
-        function = _lookup(_import(place, factory), name, factory)
-        try:
-            built = function()
-        except (Exception, SystemExit) as e:
-            raise InputError(
-                f"--factory {factory} failed: {brief(e)}",
-                hint="The function is called without arguments; mend it, or wrap it in one that needs none.",
-            ) from e
+        return _call(_lookup(_import(place, factory), name, factory), factory)
+
+
+def _call(function: Callable[[], Any], label: str) -> Any:
+    from torch import nn
+
+    try:
+        built = function()
+    except (Exception, SystemExit) as e:
+        raise InputError(
+            f"--factory {label} failed: {brief(e)}",
+            hint="The function is called without arguments; mend it, or wrap it in one that needs none.",
+        ) from e
     if isinstance(built, nn.Module):
         return built
     if isinstance(built, type) and issubclass(built, nn.Module):
         hint = f"Return an instance: `return {built.__name__}(...)`."
     else:
         hint = "Return the module itself, nothing around it."
-    raise InputError(f"--factory {factory} returned {_type_name(built)}, not an nn.Module", hint=hint)
+    raise InputError(f"--factory {label} returned {_type_name(built)}, not an nn.Module", hint=hint)
 
 
 def _import(place: str, factory: str) -> ModuleType:

@@ -174,6 +174,7 @@ def _traceable_attention(done: Prepared) -> None:
     setter = getattr(module, "set_attn_implementation", None)
     if not isinstance(before, str) or setter is None or not any(word in before for word in _UNTRACEABLE):
         return
+    each = [(config, getattr(config, "_attn_implementation", None)) for config in configs_of(module)]
     try:
         setter("sdpa")
     except (ValueError, ImportError) as e:
@@ -181,7 +182,8 @@ def _traceable_attention(done: Prepared) -> None:
             f"the model uses the attention implementation {before}, which cannot be traced, and has no other ({e})",
             hint='Load it with attn_implementation="eager" and export that.',
         ) from e
-    done.undo.append(lambda: setter(before))
+    # Put back as a plain value: the setter would check again whether a GPU is there.
+    done.undo.append(lambda: _set_attention(each))
     done.notes.append(f"attention implementation {before} replaced by sdpa for the export")
 
 
@@ -191,3 +193,9 @@ def _dtype(done: Prepared) -> None:
     )
     if kinds not in ([], ["float32"]):
         done.notes.append(f"weights are {' and '.join(kinds)}; the graph keeps them so")
+
+
+def _set_attention(each: list[tuple[Any, Any]]) -> None:
+    for config, before in each:
+        if before is not None:
+            config._attn_implementation = before

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
 from deployml.exporter.load import load
 from deployml.exporter.load.sniff import Format, sniff
 from deployml.runtime.errors import InputError
-from safetensors.torch import save_file
-from torch import nn
 
 X = ("x:float32[batch,seq,8]",)
 TORCH_GLOBALS = (
@@ -150,7 +151,7 @@ def test_class_that_cannot_be_imported(net, folder, monkeypatch):
     torch.save(net, folder / "model.pt")
     (folder / "tinynet.py").rename(folder / "renamed.py")
     monkeypatch.delitem(sys.modules, "tinynet")
-    with pytest.raises(InputError, match="cannot be imported here.*tinynet") as error:
+    with pytest.raises(InputError, match=r"cannot be imported here.*tinynet") as error:
         load("model.pt", inputs=X, trust_pickle=True)
     assert "--factory" in error.value.hint
     same(load("model.pt", inputs=X, factory="renamed.py:build"), net)

@@ -12,7 +12,7 @@
 namespace deployml {
 namespace {
 
-constexpr int64_t kRowsPerTask = 480;  // packing a tile of keys is then a percent of the work
+constexpr int64_t kRowsPerTask = 960;  // packing a tile of keys is then a percent of the work
 
 bool has_avx512() {
 #if defined(DEPLOYML_X86)

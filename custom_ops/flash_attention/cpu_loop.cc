@@ -12,7 +12,7 @@
 namespace deployml::DEPLOYML_ISA {
 namespace {
 
-constexpr int64_t kTile = 256;       // keys of a tile
+constexpr int64_t kTile = 512;       // keys of a tile
 constexpr int64_t kDirectRows = 4;   // up to so many queries, keys and values are not packed
 constexpr float kLowest = -3.402823466e38f;
 // exp of anything below -104 is 0 in float32; the rest is room for rounding in the bound.
@@ -28,8 +28,7 @@ struct Block {
   float limit;    // keys with a bias below weigh exactly 0, where the bias is one row for all
   float* query;   // (rows, head_dim), scaled
   float* output;  // (rows, value_width)
-  float* highest;
-  float* total;
+  RowState state;
 };
 
 template <typename T>
@@ -43,6 +42,7 @@ class Task {
     blocks_ = group_ * blocks_per_head_;
     direct_ = call.queries <= kDirectRows;
     padded_rows_ = direct_ ? rows_ : smaller(kRowBlock, round_up(rows_, kRowGranule));
+    state_rows_ = round_up(padded_rows_, kWidth);
     depth_ = round_up(call.head_dim, kWidth);
     value_width_ = round_up(call.value_dim, kWidth);
   }
@@ -67,9 +67,10 @@ class Task {
 
  private:
   bool allocate(ThreadScratch scratch) {
-    const int64_t per_block = padded_rows_ * (depth_ + value_width_ + 2);
+    block_size_ = padded_rows_ * (depth_ + value_width_) + 2 * state_rows_;
     const int64_t packed = direct_ ? 0 : kTile * (depth_ + value_width_);
-    const int64_t floats = blocks_ * per_block + packed + padded_rows_ * (kTile + 1) + 64;
+    const int64_t rows = padded_rows_ * (kTile + kWidth) + 2 * state_rows_;
+    const int64_t floats = blocks_ * block_size_ + packed + rows + kWidth;
     const size_t list = sizeof(Block) * size_t(blocks_);
     char* memory = static_cast<char*>(scratch(size_t(floats) * sizeof(float) + list + 64));
     if (memory == nullptr) return false;
@@ -77,8 +78,11 @@ class Task {
     scores_ = next, next += padded_rows_ * kTile;
     packed_key_ = next, next += direct_ ? 0 : kTile * depth_;
     packed_value_ = next, next += direct_ ? 0 : kTile * value_width_;
-    block_memory_ = next, next += blocks_ * per_block;
-    factor_ = next, next += padded_rows_;
+    block_memory_ = next, next += blocks_ * block_size_;
+    lanes_ = next, next += padded_rows_ * kWidth;
+    top_ = next, next += state_rows_;
+    factor_ = next, next += state_rows_;
+    fill(top_, state_rows_, -kInfinity);
     const uintptr_t end = (reinterpret_cast<uintptr_t>(next) + 63) / 64 * 64;
     list_ = reinterpret_cast<Block*>(end);
     return true;
@@ -89,11 +93,11 @@ class Task {
     block.head = task_.kv_head * group_ + index / blocks_per_head_;
     block.row = task_.begin + index % blocks_per_head_ * kRowBlock;
     block.rows = smaller(kRowBlock, task_.end - block.row);
-    float* memory = block_memory_ + index * padded_rows_ * (depth_ + value_width_ + 2);
+    float* memory = block_memory_ + index * block_size_;
     block.query = memory;
     block.output = block.query + padded_rows_ * depth_;
-    block.highest = block.output + padded_rows_ * value_width_;
-    block.total = block.highest + padded_rows_;
+    block.state.highest = block.output + padded_rows_ * value_width_;
+    block.state.total = block.state.highest + state_rows_;
     const Range low = visible(call_, length_, block.row);
     const Range high = visible(call_, length_, block.row + block.rows - 1);
     block.keys = {low.begin, high.end};
@@ -110,8 +114,8 @@ class Task {
               mul(scale, load_first(source + r * call_.query.row + k, call_.head_dim - k)));
     fill(block.query + block.rows * depth_, (padded_rows_ - block.rows) * depth_, 0.0f);
     fill(block.output, padded_rows_ * value_width_, 0.0f);
-    fill(block.highest, padded_rows_, -kInfinity);
-    fill(block.total, padded_rows_, 0.0f);
+    fill(block.state.highest, state_rows_, -kInfinity);
+    fill(block.state.total, state_rows_, 0.0f);
   }
 
   /// The largest |query . key| the block can meet; infinity when that is not known.
@@ -228,7 +232,7 @@ class Task {
     }
     for (int64_t r = 0; r < block.rows; ++r) {
       const T* bias = row_of<T>(call_.bias, task_.batch, block.head, block.row + r) + first_key;
-      const float limit = block.highest[r] - block.bound - kNegligible;
+      const float limit = block.state.highest[r] - block.bound - kNegligible;
       if (!all_below(bias, n, limit > kLowest ? limit : kLowest)) return false;
     }
     return true;
@@ -240,36 +244,47 @@ class Task {
   }
 
   void visit_block(const Block& block, int64_t start, int64_t count, const Range& columns) {
+    const bool plain = untouched(block, start, columns);
+    if (plain) fill(lanes_, block.rows * kWidth, -kInfinity);
     for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
       const int vectors = int(smaller(kPanelVectors, (count - j + kWidth - 1) / kWidth));
       multiply(block.query, depth_, packed_key_ + j * call_.head_dim, vectors, scores_ + j, kTile, block.rows,
-               call_.head_dim, nullptr);
+               call_.head_dim, {nullptr, plain ? lanes_ : nullptr});
     }
-    for (int64_t r = 0; r < block.rows; ++r) factor_[r] = weigh_row(block, r, start, columns);
-    const int64_t keys = columns.end - columns.begin;
+    for (int64_t r = 0; r < block.rows; ++r)
+      top_[r] = plain ? reduce_max(load(lanes_ + r * kWidth)) : shape(block, r, start, columns);
+    weigh(block, columns);
     for (int64_t c = 0; c < value_width_; c += kPanel) {
       const int vectors = int(smaller(kPanelVectors, (value_width_ - c) / kWidth));
       const float* panel = packed_value_ + c * count + columns.begin * vectors * kWidth;
-      multiply(scores_ + columns.begin, kTile, panel, vectors, block.output + c, value_width_, block.rows, keys,
-               factor_);
+      multiply(scores_ + columns.begin, kTile, panel, vectors, block.output + c, value_width_, block.rows,
+               columns.end - columns.begin, {factor_, nullptr});
     }
   }
 
   void visit_direct(const Block& block, int64_t start, const Range& columns) {
-    const int64_t keys = columns.end - columns.begin, first_key = start + columns.begin;
     const int64_t aligned = columns.begin / kWidth * kWidth;
     for (int64_t r = 0; r < block.rows; ++r) {
-      float* s = scores_ + r * kTile;
       dot_keys(block.query + r * depth_, key_at(start + aligned), call_.key.row, columns.end - aligned,
-               call_.head_dim, s + aligned);
-      const float factor = weigh_row(block, r, start, columns);
-      accumulate_values(s + columns.begin, value_at(first_key), call_.value.row, keys, call_.value_dim, factor,
-                        block.output + r * value_width_);
+               call_.head_dim, scores_ + r * kTile + aligned);
+      top_[r] = shape(block, r, start, columns);
     }
+    weigh(block, columns);
+    for (int64_t r = 0; r < block.rows; ++r)
+      accumulate_values(scores_ + r * kTile + columns.begin, value_at(start + columns.begin), call_.value.row,
+                        columns.end - columns.begin, call_.value_dim, factor_[r],
+                        block.output + r * value_width_);
   }
 
-  /// Scores of row r become weights. Returns the factor for what the row accumulated before.
-  float weigh_row(const Block& block, int64_t r, int64_t start, const Range& columns) {
+  /// Whether the scores of these columns are used as the product leaves them, in whole panels.
+  bool untouched(const Block& block, int64_t start, const Range& columns) const {
+    if (shaped() || columns.begin % kPanel != 0 || columns.end % kPanel != 0) return false;
+    return visible(call_, length_, block.row).end >= start + columns.end &&
+           visible(call_, length_, block.row + block.rows - 1).begin <= start + columns.begin;
+  }
+
+  /// Scores of row r become logits, -inf where a key takes no part. Returns the largest.
+  float shape(const Block& block, int64_t r, int64_t start, const Range& columns) {
     const int64_t row = block.row + r;
     const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
     float* s = scores_ + r * kTile;
@@ -279,7 +294,17 @@ class Task {
     const int64_t high = larger(smaller(keys.end - start, columns.end), low);
     fill(s + begin, low - begin, -kInfinity);
     fill(s + high, end - high, -kInfinity);
-    return softmax_row(s + begin, end - begin, block.highest + r, block.total + r);
+    return row_top(s + begin, end - begin);
+  }
+
+  /// Logits become weights, with `top_` the maxima of the tile's rows; sets `factor_`.
+  void weigh(const Block& block, const Range& columns) {
+    const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
+    raise_maxima(block.state, block.rows, top_, factor_);
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const float sum = exponentials(scores_ + r * kTile + begin, end - begin, top_[r]);
+      block.state.total[r] = block.state.total[r] * factor_[r] + sum;
+    }
   }
 
   bool shaped() const {
@@ -308,9 +333,9 @@ class Task {
     const T* sinks = static_cast<const T*>(call_.sink);
     const float sink = sinks != nullptr ? widen(sinks[block.head]) : -kInfinity;
     for (int64_t r = 0; r < block.rows; ++r) {
-      float total = block.total[r], factor = 1.0f;
+      float total = block.state.total[r], factor = 1.0f;
       if (sinks != nullptr) {
-        const float highest = block.highest[r];
+        const float highest = block.state.highest[r];
         const float top = sink > highest ? sink : highest;
         const float base = top == -kInfinity ? 0.0f : top;
         factor = reduce_max(exponential(set1(highest - base)));
@@ -326,10 +351,11 @@ class Task {
 
   const AttentionCall& call_;
   const CpuTask& task_;
-  int64_t length_, group_, rows_, blocks_per_head_, blocks_, padded_rows_, depth_, value_width_;
+  int64_t length_, group_, rows_, blocks_per_head_, blocks_;
+  int64_t padded_rows_, state_rows_, depth_, value_width_, block_size_;
   bool direct_;
   float key_norm_ = -1.0f;  // squared; negative until computed
-  float *scores_, *packed_key_, *packed_value_, *block_memory_, *factor_;
+  float *scores_, *packed_key_, *packed_value_, *block_memory_, *lanes_, *top_, *factor_;
   Block* list_;
 };
 

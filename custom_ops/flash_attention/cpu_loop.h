@@ -14,7 +14,7 @@ struct CpuTask {
 };
 
 /// Rows handled together; tasks begin at multiples of it, so that results do not depend on how work is split.
-inline constexpr int64_t kRowBlock = 96;
+inline constexpr int64_t kRowBlock = 24;
 
 /// Memory of the calling thread, 64-byte aligned, valid until the next call from it; nullptr when there is none.
 using ThreadScratch = void* (*)(size_t bytes);

@@ -84,11 +84,8 @@ static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
   for (int64_t j = 0; j < n; j += kWidth) store(s + j, where_bytes(row.mask + j, n - j, load(s + j), excluded));
 }
 
-/// One step of the online softmax over s[0, n), n a multiple of kWidth: s becomes exp(s - max).
-///
-/// `highest` and `total` are the row's running maximum and sum. Returns the factor by which what was accumulated
-/// before must be scaled. A row of -inf only keeps the maximum -inf and adds nothing.
-DEPLOYML_INLINE float softmax_row(float* s, int64_t n, float* highest, float* total) {
+/// The largest of s[0, n), n a multiple of kWidth.
+DEPLOYML_INLINE float row_top(const float* s, int64_t n) {
   Vec top = load(s), second = top;
   int64_t j = kWidth;
   for (; j + 2 * kWidth <= n; j += 2 * kWidth) {
@@ -96,12 +93,15 @@ DEPLOYML_INLINE float softmax_row(float* s, int64_t n, float* highest, float* to
     second = maximum(second, load(s + j + kWidth));
   }
   if (j < n) top = maximum(top, load(s + j));
-  const float found = reduce_max(maximum(top, second));
-  const float now = found > *highest ? found : *highest;
-  const float base = now == -kInfinity ? 0.0f : now;
+  return reduce_max(maximum(top, second));
+}
+
+/// s becomes exp(s - base) in place, n a multiple of kWidth. Returns the sum.
+DEPLOYML_INLINE float exponentials(float* s, int64_t n, float base) {
   const Vec shift = set1(base);
   Vec sum = zero(), other = zero();
-  for (j = 0; j + 2 * kWidth <= n; j += 2 * kWidth) {
+  int64_t j = 0;
+  for (; j + 2 * kWidth <= n; j += 2 * kWidth) {
     const Vec p = exponential(sub(load(s + j), shift));
     const Vec q = exponential(sub(load(s + j + kWidth), shift));
     store(s + j, p);
@@ -114,10 +114,29 @@ DEPLOYML_INLINE float softmax_row(float* s, int64_t n, float* highest, float* to
     store(s + j, p);
     sum = add(sum, p);
   }
-  const float factor = reduce_max(exponential(set1(*highest - base)));
-  *total = *total * factor + reduce_add(add(sum, other));
-  *highest = now;
-  return factor;
+  return reduce_add(add(sum, other));
+}
+
+/// What rows remember from tile to tile, one float a row, padded to whole vectors.
+struct RowState {
+  float* highest;  // maximum so far
+  float* total;    // sum of exp(score - highest) so far
+};
+
+/// Raises the maxima to those of a new tile. `top` holds them and becomes what to subtract from the tile's scores;
+/// `factor` becomes what the rows' sums and outputs must be multiplied by.
+///
+/// A row of -inf only keeps the maximum -inf; 0 is subtracted from it, so that its weights are 0 and not NaN.
+DEPLOYML_INLINE void raise_maxima(const RowState& state, int64_t rows, float* top, float* factor) {
+  const Vec none = set1(-kInfinity);
+  for (int64_t r = 0; r < rows; r += kWidth) {
+    const Vec before = load(state.highest + r), found = load(top + r);
+    const Vec now = where_less(before, found, found, before);
+    const Vec base = where_less(none, now, now, zero());
+    store(factor + r, exponential(sub(before, base)));
+    store(state.highest + r, now);
+    store(top + r, base);
+  }
 }
 
 DEPLOYML_INLINE void fill(float* p, int64_t n, float value) {

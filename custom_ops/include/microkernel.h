@@ -30,10 +30,18 @@ DEPLOYML_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 /// Floats that `columns` packed columns of depth `depth` take.
 DEPLOYML_INLINE int64_t packed_size(int64_t columns, int64_t depth) { return round_up(columns, kWidth) * depth; }
 
-/// One register tile: C[rows x vectors*kWidth] = scale_row * C + A * B, or A * B when `row_scale` is nullptr.
+/// What happens to C besides the product.
+struct Epilogue {
+  /// One factor a row: C = diag(scale) * C + A * B. Without it C = A * B.
+  const float* scale = nullptr;
+  /// One vector a row, raised to the largest element of the row seen in each lane.
+  float* top = nullptr;
+};
+
+/// One register tile of Rows x (Vectors * kWidth).
 template <int Rows, int Vectors>
-static inline __attribute__((always_inline)) void tile(const float* a, int64_t lda, const float* b, float* c,
-                                                       int64_t ldc, int64_t depth, const float* row_scale) {
+DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t depth,
+                          const float* row_scale, float* top) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r) {
@@ -58,34 +66,52 @@ static inline __attribute__((always_inline)) void tile(const float* a, int64_t l
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) store(c + r * ldc + v * kWidth, sum[r][v]);
+  if (top == nullptr) return;
+#pragma GCC unroll 12
+  for (int r = 0; r < Rows; ++r) {
+    Vec most = sum[r][0];
+#pragma GCC unroll 4
+    for (int v = 1; v < Vectors; ++v) most = maximum(most, sum[r][v]);
+    store(top + r * kWidth, maximum(load(top + r * kWidth), most));
+  }
 }
 
 template <int Vectors>
 static __attribute__((noinline)) void multiply_panel(const float* a, int64_t lda, const float* b, float* c,
                                                      int64_t ldc, int64_t rows, int64_t depth,
-                                                     const float* row_scale) {
+                                                     const Epilogue& also) {
   constexpr int kRows = tile_rows(Vectors);
   for (int64_t r = 0; r < rows; r += kRows) {
-    if (row_scale != nullptr) {
-      tile<kRows, Vectors>(a + r * lda, lda, b, c + r * ldc, ldc, depth, row_scale + r);
+    const float* from = a + r * lda;
+    if (also.scale != nullptr) {
+      tile<kRows, Vectors>(from, lda, b, c + r * ldc, ldc, depth, also.scale + r, nullptr);
     } else {
-      tile<kRows, Vectors>(a + r * lda, lda, b, c + r * ldc, ldc, depth, nullptr);
+      tile<kRows, Vectors>(from, lda, b, c + r * ldc, ldc, depth, nullptr,
+                           also.top != nullptr ? also.top + r * kWidth : nullptr);
     }
   }
 }
 
-/// C = diag(row_scale) * C + A * panel, or A * panel when `row_scale` is nullptr.
+/// C = A * panel, and what `also` says. `top` is only looked at where `scale` is not given.
 ///
-/// `panel` has `vectors` vectors of columns and `depth` rows. A, C and `row_scale` must be readable, and C
-/// writable, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
+/// `panel` has `vectors` vectors of columns and `depth` rows. A, C and what `also` points to must be readable, and
+/// writable where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
 static inline void multiply(const float* a, int64_t lda, const float* panel, int vectors, float* c, int64_t ldc,
-                            int64_t rows, int64_t depth, const float* row_scale) {
-  if (vectors == 1) return multiply_panel<1>(a, lda, panel, c, ldc, rows, depth, row_scale);
-  if (vectors == 2) return multiply_panel<2>(a, lda, panel, c, ldc, rows, depth, row_scale);
+                            int64_t rows, int64_t depth, const Epilogue& also) {
+  if (vectors == 1) return multiply_panel<1>(a, lda, panel, c, ldc, rows, depth, also);
+  if (vectors == 2) return multiply_panel<2>(a, lda, panel, c, ldc, rows, depth, also);
   if constexpr (kPanelVectors == 4) {
-    if (vectors == 3) return multiply_panel<3>(a, lda, panel, c, ldc, rows, depth, row_scale);
-    multiply_panel<4>(a, lda, panel, c, ldc, rows, depth, row_scale);
+    if (vectors == 3) return multiply_panel<3>(a, lda, panel, c, ldc, rows, depth, also);
+    multiply_panel<4>(a, lda, panel, c, ldc, rows, depth, also);
   }
+}
+
+/// Asks for rows that are needed soon: they lie far apart, and the hardware does not foresee the jumps.
+template <typename T>
+DEPLOYML_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t elements) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t k = 0; k < elements; k += kLine) __builtin_prefetch(rows + i * stride + k);
 }
 
 /// Packs a (columns x depth) matrix of row stride `stride`, transposed: B[k][j] = source[j][k]. Columns beyond the
@@ -97,6 +123,7 @@ static void pack_transposed(const T* source, int64_t stride, int64_t columns, in
     for (int64_t j = 0; j < width; j += kWidth) {
       const int64_t present = columns - first_column - j;
       const T* rows = source + (first_column + j) * stride;
+      if (present > 2 * kWidth) prefetch_rows(rows + kWidth * stride, stride, kWidth, depth);
       for (int64_t k = 0; k < depth; k += kWidth) {
         Vec block[kWidth];
         const int64_t left = depth - k;
@@ -118,10 +145,12 @@ static void pack_transposed(const T* source, int64_t stride, int64_t columns, in
 /// Packs a (depth x columns) matrix of row stride `stride` as it stands. Columns beyond the last are 0.
 template <typename T>
 static void pack_plain(const T* source, int64_t stride, int64_t depth, int64_t columns, float* packed) {
+  constexpr int64_t kAhead = 16;  // rows
   for (int64_t first_column = 0; first_column < columns; first_column += kPanel) {
     const int64_t width = smaller(kPanel, round_up(columns - first_column, kWidth));
     for (int64_t k = 0; k < depth; ++k) {
       const T* row = source + k * stride + first_column;
+      if (k + kAhead < depth) prefetch_rows(row + kAhead * stride, stride, 1, smaller(width, columns - first_column));
       for (int64_t j = 0; j < width; j += kWidth)
         store(packed + j, load_first(row + j, columns - first_column - j));
       packed += width;

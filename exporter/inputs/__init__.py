@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .choose import Chosen, Given, choose_inputs
+from .choose import choose_inputs
+from .given import Chosen, Given
 from .spec import InputSpec, parse_specs
 
 __all__ = ["Chosen", "Given", "InputSpec", "choose_inputs", "parse_specs"]

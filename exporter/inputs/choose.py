@@ -3,66 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError
 from ..loaded import Kind
-from .config import Limits, derive_specs, limits_of
+from .config import derive_specs, limits_of
 from .dims import by_parameter, grow, shapes_for, with_dims
 from .fields import parameters_of
 from .file import read_inputs
+from .given import Chosen, Given, to_cpu
 from .guidance import check_names, no_inputs
-from .program import program_examples
-from .sizes import SizeChooser, numbers_of
+from .sizes import SizeChooser, choose_sizes, numbers_of
 from .spec import InputSpec, parse_specs
+from .traced import for_program, for_script
 from .values import fill_tensors
 from .vocabulary import vocabulary_of
 
-__all__ = ["Chosen", "Given", "choose_inputs"]
-
-_LENGTHS = ("seq", "len", "time", "token", "pos", "ctx")
-
-
-@dataclass(frozen=True)
-class Given:
-    """What is known about the inputs before any is chosen.
-
-    Attributes:
-        args: The caller's positional inputs.
-        kwargs: The caller's named inputs.
-        dynamic_shapes: The caller's dynamic axes.
-        specs: ``NAME:DTYPE[DIMS]`` texts.
-        file: File of example inputs, or None.
-        stored: Examples that came with the model (``args``, ``kwargs``, ``axes``), or None.
-        fixed: Further arguments for ``forward``, baked in (``use_cache=False``).
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    dynamic_shapes: Any | None = None
-    specs: tuple[str, ...] = ()
-    file: str | Path | None = None
-    stored: Any | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Example inputs.
-
-    Attributes:
-        args: Positional inputs.
-        kwargs: Named inputs.
-        dynamic_shapes: As ``torch.export.export`` takes it; None means every axis is fixed.
-        notes: Sentences for the user.
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    dynamic_shapes: Any | None = None
-    notes: tuple[str, ...] = ()
+__all__ = ["choose_inputs"]
 
 
 def choose_inputs(module: Any, kind: Kind, given: Given, *, source: str) -> Chosen:
@@ -81,9 +39,9 @@ def choose_inputs(module: Any, kind: Kind, given: Given, *, source: str) -> Chos
     if (given.args or given.kwargs) and (specs or given.file is not None):
         raise InputError("inputs are given twice: as arguments and as text or file", hint="Give them once.")
     if kind == "program":
-        return _for_program(module, given, specs, source)
+        return for_program(module, given, specs, source)
     if kind == "torchscript":
-        return _for_script(module, given, specs, source)
+        return for_script(module, given, specs, source)
     chosen = _for_module(module, given, specs, source)
     return _with_fixed(module, chosen, given.fixed)
 
@@ -112,13 +70,11 @@ def _for_module(module: Any, given: Given, specs: tuple[InputSpec, ...], source:
         kwargs = dict(declared) if isinstance(declared, Mapping) else {}
         args = () if kwargs else tuple(declared) if isinstance(declared, list | tuple) else (declared,)
         return _from_values(module, args, kwargs, (), given.dynamic_shapes, {}, source)
-    if not any(p.default is p.empty for p in parameters_of(module).values()) and parameters_of(module):
-        raise no_inputs(module, source)
     raise no_inputs(module, source)
 
 
 def _from_caller(module: Any, given: Given, source: str) -> Chosen:
-    args, kwargs = _to_cpu(given.args), {name: _to_cpu(value) for name, value in given.kwargs.items()}
+    args, kwargs = to_cpu(given.args), {name: to_cpu(value) for name, value in given.kwargs.items()}
     try:
         by_parameter(module, args, kwargs)
     except TypeError as e:
@@ -149,30 +105,13 @@ def _grown(
 
 
 def _from_specs(module: Any, specs: tuple[InputSpec, ...], shapes: Any | None) -> Chosen:
-    sizes = _choose_sizes(specs, numbers_of(module), limits_of(module))
+    sizes = choose_sizes(specs, numbers_of(module), limits_of(module))
     kwargs = fill_tensors(specs, sizes, vocabulary_of(module))
     args, kwargs = _positional_only(module, kwargs)
     if shapes is not None:
         return _grown(module, args, kwargs, shapes, ())
     axes = {spec.name: spec.dynamic for spec in specs}
     return Chosen(args, kwargs, shapes_for(module, args, kwargs, axes))
-
-
-def _choose_sizes(specs: tuple[InputSpec, ...], taken: set[int], limits: Limits) -> dict[str, int]:
-    written = {dim for spec in specs for dim in spec.dims if isinstance(dim, int)}
-    chooser = SizeChooser(taken | written)
-    sizes: dict[str, int] = {}
-    for dim in (dim for spec in specs for dim in spec.dims if isinstance(dim, str)):
-        if dim not in sizes:
-            low, high = limits.get(dim) or _limits_by_name(dim, limits)
-            sizes[dim] = chooser.pick(at_least=low if high is None else min(low, high), at_most=high)
-    return sizes
-
-
-def _limits_by_name(dim: str, limits: Limits) -> tuple[int, int | None]:
-    if "batch" in dim.lower() or dim.lower() in ("b", "n"):
-        return limits["batch"]
-    return (5, limits["seq"][1]) if any(word in dim.lower() for word in _LENGTHS) else (5, None)
 
 
 def _positional_only(module: Any, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -251,13 +190,6 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...]) -> None:
         )
 
 
-def _to_cpu(value: Any) -> Any:
-    from torch import Tensor
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf, value)
-
-
 def _with_fixed(module: Any, chosen: Chosen, fixed: Mapping[str, Any]) -> Chosen:
     """Add baked-in arguments, and take back a caller's ``use_cache=True``: its output is no tensor."""
     kwargs, notes = dict(chosen.kwargs), chosen.notes
@@ -270,63 +202,3 @@ def _with_fixed(module: Any, chosen: Chosen, fixed: Mapping[str, Any]) -> Chosen
             kwargs[name] = value
             shapes = {**shapes, name: None} if isinstance(shapes, Mapping) else shapes
     return Chosen(chosen.args, kwargs, shapes, notes)
-
-
-def _for_program(program: Any, given: Given, specs: tuple[InputSpec, ...], source: str) -> Chosen:
-    """A program's axes were settled when it was traced; only values are open."""
-    if given.args or given.kwargs:
-        return Chosen(_to_cpu(given.args), {k: _to_cpu(v) for k, v in given.kwargs.items()})
-    notes: tuple[str, ...] = ()
-    values: dict[str, Any] = {}
-    if given.file is not None:
-        args, kwargs = read_inputs(Path(given.file))
-        values = {**dict(zip(map(str, program.graph_signature.user_inputs), args, strict=False)), **kwargs}
-    elif specs:
-        limits = {"batch": (3, None), "seq": (7, None)}
-        sizes = _choose_sizes(specs, set(), limits)
-        values = fill_tensors(specs, sizes, vocabulary_of(program.module()))
-        notes = (
-            "a .pt2 program keeps the dynamic axes it was exported with; --input only shapes its examples",
-        )
-    args, kwargs = program_examples(program, values, source=source)
-    return Chosen(args, kwargs, None, notes)
-
-
-def _for_script(module: Any, given: Given, specs: tuple[InputSpec, ...], source: str) -> Chosen:
-    """TorchScript has a schema and no Python signature; inputs go by position, in its order."""
-    from ..load.torchscript import parameter_names
-
-    names = parameter_names(module)
-    axes = {spec.name: spec.dynamic for spec in specs}
-    if given.args or given.kwargs or given.file is not None:
-        args, kwargs = (
-            read_inputs(Path(given.file)) if given.file is not None else (given.args, dict(given.kwargs))
-        )
-    elif specs:
-        limits = {"batch": (3, None), "seq": (7, None)}
-        kwargs = fill_tensors(specs, _choose_sizes(specs, numbers_of(module), limits), vocabulary_of(module))
-        args = ()
-    else:
-        listed = ", ".join(names)
-        raise InputError(
-            f"{source} is TorchScript, which does not say the shapes of its inputs ({listed})",
-            hint=f"Give one --input per input, for example --input {names[0] if names else 'x'}:int64[batch,seq].",
-        )
-    unknown = [name for name in kwargs if name not in names]
-    if unknown or len(args) + len(kwargs) > len(names):
-        raise InputError(
-            f"forward of {source} has no parameter {', '.join(unknown) or len(names)}",
-            hint=f"Its parameters: {', '.join(names)}.",
-        )
-    ordered = {**dict(zip(names, args, strict=False)), **kwargs}
-    values = tuple(_to_cpu(ordered[name]) for name in names if name in ordered)
-    if [name for name in names if name in ordered] != list(names[: len(values)]):
-        raise InputError(
-            f"{source}: inputs leave a gap in forward({', '.join(names)})", hint="Give the leading ones too."
-        )
-    shapes = with_dims(given.dynamic_shapes)
-    if isinstance(shapes, Mapping):
-        shapes = tuple(shapes.get(name) for name in names[: len(values)])
-    if shapes is None:
-        shapes = shapes_for(module, values, {}, axes, positional=names)
-    return Chosen(values, {}, shapes)

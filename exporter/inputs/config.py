@@ -10,9 +10,10 @@ from math import prod
 from typing import Any
 
 from .fields import field_of, parameters_of
+from .sizes import Limits
 from .spec import InputSpec
 
-__all__ = ["Limits", "derive_specs", "limits_of"]
+__all__ = ["derive_specs", "limits_of"]
 
 #: Highest position of a text model, under the names in use.
 _POSITIONS = (
@@ -26,8 +27,6 @@ _POSITIONS = (
 _VISION = ("vision_config", "encoder", "backbone_config", "image_config")
 _AUDIO = ("audio_config", "encoder")
 _DEFAULT_IMAGE = 224
-
-Limits = dict[str, tuple[int, int | None]]
 
 
 def derive_specs(module: Any) -> tuple[InputSpec, ...] | None:

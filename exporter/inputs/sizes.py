@@ -6,9 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from typing import Any
 
-__all__ = ["SizeChooser", "numbers_of"]
+from .spec import InputSpec
 
+__all__ = ["Limits", "SizeChooser", "choose_sizes", "numbers_of"]
+
+#: Smallest and largest example size per dimension name.
+Limits = dict[str, tuple[int, int | None]]
+
+_LENGTHS = ("seq", "len", "time", "token", "pos", "ctx")
 _MAX_DEPTH = 5
+#: Attributes and config fields whose integers are no sizes: positions in a list, label and token ids.
+_NO_SIZES = ("idx", "index", "indices", "layer_id", "label", "token", "params")
 
 
 class SizeChooser:
@@ -52,7 +60,7 @@ def numbers_of(module: Any) -> set[int]:
         found.update(int(size) for size in tensor.shape)
     for part in module.modules():
         # nn.MultiheadAttention and hand-written attention keep their head count as a plain attribute.
-        found.update(v for v in vars(part).values() if type(v) is int and v > 1)
+        found.update(v for k, v in vars(part).items() if type(v) is int and v > 1 and _is_size(k))
     config = getattr(module, "config", None)
     if config is not None:
         values = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
@@ -66,8 +74,37 @@ def _integers(value: Any, depth: int) -> Iterator[int]:
     if type(value) is int:
         yield value
     elif depth < _MAX_DEPTH and isinstance(value, Mapping):
-        for item in value.values():
-            yield from _integers(item, depth + 1)
+        for key, item in value.items():
+            if _is_size(str(key)):
+                yield from _integers(item, depth + 1)
     elif depth < _MAX_DEPTH and isinstance(value, list | tuple) and len(value) < 1000:
         for item in value:
             yield from _integers(item, depth + 1)
+
+
+def _is_size(name: str) -> bool:
+    return not any(word in name.lower() for word in _NO_SIZES)
+
+
+def choose_sizes(specs: tuple[InputSpec, ...], taken: set[int], limits: Limits) -> dict[str, int]:
+    """Choose a size for every dimension name: distinct, free, within its limits.
+
+    Args:
+        specs: The inputs.
+        taken: Numbers of the model, see :func:`numbers_of`.
+        limits: Bounds by dimension name; must hold "batch" and "seq", which others fall back to.
+    """
+    written = {dim for spec in specs for dim in spec.dims if isinstance(dim, int)}
+    chooser = SizeChooser(taken | written)
+    sizes: dict[str, int] = {}
+    for dim in (dim for spec in specs for dim in spec.dims if isinstance(dim, str)):
+        if dim not in sizes:
+            low, high = limits.get(dim) or _limits_by_name(dim, limits)
+            sizes[dim] = chooser.pick(at_least=low if high is None else min(low, high), at_most=high)
+    return sizes
+
+
+def _limits_by_name(dim: str, limits: Limits) -> tuple[int, int | None]:
+    if "batch" in dim.lower() or dim.lower() in ("b", "n"):
+        return limits["batch"]
+    return (5, limits["seq"][1]) if any(word in dim.lower() for word in _LENGTHS) else (5, None)

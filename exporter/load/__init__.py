@@ -20,6 +20,7 @@ from .sniff import Format, sniff
 from .tensors import read_safetensors
 from .torchscript import load_torchscript
 from .weights import fill
+from .wording import export_command, printable
 
 __all__ = ["load"]
 
@@ -208,13 +209,17 @@ def _needs_factory(path: Path, rest: str, count: int | None = None) -> InputErro
     what = f"a state_dict ({count} tensors)" if count is not None else "a file of tensors"
     return InputError(
         f"{path.name} is {what}: weights without the module they belong to",
-        hint=f"deployml export {path.name} --factory pkg.mod:build (or FILE.py:FN), where the function builds the "
+        hint=f"{export_command(path)} --factory pkg.mod:build (or FILE.py:FN), where the function builds the "
         f"module without arguments{rest}.",
     )
 
 
 def _no_model(path: Path, loaded: Any) -> InputError:
-    keys = f" with the keys {', '.join(map(str, list(loaded)[:10]))}" if isinstance(loaded, Mapping) else ""
+    keys = (
+        f" with the keys {', '.join(printable(key, limit=40) for key in list(loaded)[:10])}"
+        if isinstance(loaded, Mapping)
+        else ""
+    )
     return InputError(
         f"{path.name} holds a {type(loaded).__name__}{keys}: no module and no weights in it",
         hint="Save the model: torch.save(model.state_dict(), ...) or torch.export.save(torch.export.export(...), ...).",

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from ...runtime.errors import InputError
-from .imports import brief, current_folder_searched, import_file
+from .imports import current_folder_searched, import_file
+from .wording import brief
 
 __all__ = ["build"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError, ToolchainError
-from .imports import brief
 from .opened import Opened
+from .wording import brief
 
 __all__ = ["load_folder", "short_name"]
 

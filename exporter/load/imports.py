@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from ...runtime.errors import InputError
+from .wording import brief
 
-__all__ = ["brief", "current_folder_searched", "import_file", "resolve"]
+__all__ = ["current_folder_searched", "import_file", "resolve"]
 
 
 @contextlib.contextmanager
@@ -91,20 +92,6 @@ def resolve(dotted: str) -> Any:
         f"{dotted} cannot be imported: no module {parts[0]} is installed or lies in this folder",
         hint=f"Install the package that holds {parts[0]}, or run deployml from the folder of its source code.",
     )
-
-
-def brief(error: BaseException, *, limit: int = 400) -> str:
-    """Say in one line what went wrong and, for an error in a user's file, at which line."""
-    text = " ".join(str(error).split()) or "no message"
-    line = ""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is not None:
-        line = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
-    if len(text) > limit:
-        text = text[:limit] + " ..."
-    return f"{type(error).__name__}: {text}{line}"
 
 
 def _cannot_import(dotted: str, error: Exception) -> InputError:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import DeploymlError, InputError
-from .imports import brief, current_folder_searched, resolve
+from .imports import current_folder_searched, resolve
 from .opened import Trust
 from .pickles import Globals, find_globals, refusal
 from .sniff import Format
+from .wording import brief, export_command, printable
 
 __all__ = ["Standin", "read_object", "read_weights_only"]
 
@@ -137,8 +138,8 @@ def _unpickling_failed(path: Path, found: Globals, error: Exception, safe: bool)
     reason = brief(error.__cause__ or error).split("Please file an issue")[0]
     first = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0] or reason
     return InputError(
-        f"{path.name} uses the pickle in a way that cannot be allowed name by name ({first[:200]})",
-        hint=f"If you trust whoever made the file: deployml export {path.name} --trust-pickle. Otherwise save the "
+        f"{path.name} uses the pickle in a way that cannot be allowed name by name ({printable(first)})",
+        hint=f"If you trust whoever made the file: {export_command(path)} --trust-pickle. Otherwise save the "
         "state_dict and give --factory pkg.mod:build.",
     )
 
@@ -156,7 +157,7 @@ def _not_importable(path: Path, found: Globals, error: Exception) -> InputError:
 def _in_main(path: Path, names: tuple[str, ...]) -> InputError:
     return InputError(
         f"{path.name} holds {', '.join(names[:8])}: a class of the script that saved it, which cannot be imported",
-        hint=f"deployml export {path.name} --factory FILE.py:FN, where FN in that script builds the model without "
+        hint=f"{export_command(path)} --factory FILE.py:FN, where FN in that script builds the model without "
         "arguments. The weights are read from the file.",
     )
 
@@ -164,7 +165,7 @@ def _in_main(path: Path, names: tuple[str, ...]) -> InputError:
 def _not_by_torch(path: Path) -> InputError:
     return InputError(
         f"{path.name} was written by pickle, not by torch.save",
-        hint=f"Save it by torch.save(model.state_dict(), ...); or, if you trust it: deployml export {path.name} "
+        hint=f"Save it by torch.save(model.state_dict(), ...); or, if you trust it: {export_command(path)} "
         "--trust-pickle.",
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickletools
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from ...runtime.errors import InputError
 from .archive import open_archive
 from .sniff import Format
+from .wording import export_command, printable
 
 __all__ = ["Globals", "find_globals", "refusal", "scan"]
 
@@ -133,19 +136,21 @@ def _allowed_by_torch() -> frozenset[str]:
 
 
 def _is_hostile(name: str) -> bool:
-    return name in _HOSTILE or name.split(".", 1)[0] in _HOSTILE or name.startswith("copyreg extension")
+    # A name with blanks, quotes or control characters is no name; it would also end up in a command to copy.
+    forged = re.fullmatch(r"[A-Za-z_][\w.<>]*", name, re.ASCII) is None
+    return forged or name in _HOSTILE or name.split(".", 1)[0] in _HOSTILE
 
 
 def refusal(path: Path, found: Globals) -> InputError:
     """Build the error that says why a pickle is not loaded and which command would load it."""
     if found.hostile:
         return InputError(
-            f"{path.name} would call {', '.join(found.hostile[:_SHOWN])} when loaded: no model needs that. "
-            "Nothing was run",
+            f"{path.name} would call {', '.join(map(printable, found.hostile[:_SHOWN]))} when loaded: no model needs "
+            "that. Nothing was run",
             hint="Treat the file as an attack. Ask its maker for a safetensors file or a torch.export program.",
         )
     listed = "\n     ".join(_shorten(found.blocked))
-    flags = " ".join(f"--allow-global {name}" for name in found.blocked)
+    flags = " ".join(f"--allow-global {shlex.quote(name)}" for name in found.blocked)
     message = (
         f"{path.name} is a pickle of Python objects; loading it runs code. It was not loaded. "
         f"Globals it asks for ({len(found.blocked)}):\n     {listed}\n"
@@ -154,14 +159,14 @@ def refusal(path: Path, found: Globals) -> InputError:
         return InputError(
             message + f"  {', '.join(found.in_main[:_SHOWN])} lived in the script that saved it (__main__), "
             "which no other program can import",
-            hint=f"deployml export {path.name} --factory FILE.py:FN, where FN in that script builds the model "
+            hint=f"{export_command(path)} --factory FILE.py:FN, where FN in that script builds the model "
             "without arguments: only the weights are then read from the file, and nothing in it is run.",
         )
     return InputError(
         message.rstrip(),
-        hint=f"If you trust these names: deployml export {path.name} {flags}\n"
-        f"     If you trust whoever made the file: deployml export {path.name} --trust-pickle\n"
-        f"     Without any trust: deployml export {path.name} --factory pkg.mod:build reads the weights only.",
+        hint=f"If you trust these names: {export_command(path)} {flags}\n"
+        f"     If you trust whoever made the file: {export_command(path)} --trust-pickle\n"
+        f"     Without any trust: {export_command(path)} --factory pkg.mod:build reads the weights only.",
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...runtime.errors import InputError
 from .archive import open_archive
-from .imports import brief
 from .opened import Opened, Trust
 from .program_screen import suspicious
+from .wording import brief, export_command, printable
 
 __all__ = ["load_program", "training_nodes"]
 
@@ -33,10 +33,10 @@ def load_program(path: Path, trust: Trust) -> Opened:
 
     found = () if trust.pickle else suspicious(open_archive(path))
     if found:
-        listed = "\n     ".join(found[:_SHOWN])
+        listed = "\n     ".join(map(printable, found[:_SHOWN]))
         raise InputError(
             f"{path.name} could run code when loaded. It was not loaded. It holds:\n     {listed}",
-            hint=f"If you trust whoever made the file: deployml export {path.name} --trust-pickle",
+            hint=f"If you trust whoever made the file: {export_command(path)} --trust-pickle",
         )
     try:
         with path.open("rb") as file, _tensors_only(not trust.pickle), _quiet():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import InputError
-from .imports import brief
+from .wording import brief
 
 __all__ = ["read_safetensors"]
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 from ...runtime.errors import InputError
-from .imports import brief
 from .opened import Opened
+from .wording import brief
 
-__all__ = ["load_torchscript", "parameter_names"]
+__all__ = ["load_torchscript"]
 
 
 def load_torchscript(path: Path) -> Opened:
@@ -31,13 +30,3 @@ def load_torchscript(path: Path) -> Opened:
             hint="If it calls custom operators, import their package first (from Python); else copy the file again.",
         ) from e
     return Opened(module, kind="torchscript")
-
-
-def parameter_names(module: Any) -> tuple[str, ...]:
-    """Names of the parameters of a ScriptModule's ``forward``, in order, without ``self``."""
-    schema = (
-        module.forward.schema
-        if hasattr(module.forward, "schema")
-        else module._c._get_method("forward").schema
-    )
-    return tuple(argument.name for argument in schema.arguments if argument.name != "self")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import InputError
+from .wording import printable
 
 __all__ = ["fill"]
 
@@ -40,9 +41,19 @@ def fill(module: Any, state: Mapping[str, Any], *, source: str, factory: str) ->
         for name, tensor in own.items()
         if name in state and getattr(tensor, "shape", None) != state[name].shape
     ]
-    missing = [name for name in own if name not in state and not _tied(name, own, state)]
-    missing = [name for name in missing if hasattr(own[name], "shape")]
-    unexpected = [name for name in state if name not in own and not _harmless(name, state, module, own)]
+    # A weight may be absent where the model shares it with one that is there, or bear a second name in the file.
+    filled = {_address(tensor) for name, tensor in own.items() if name in state} - {None}
+    used = {_address(tensor) for name, tensor in state.items() if name in own} - {None}
+    buffers = {name: tensor.shape for name, tensor in module.named_buffers()}
+    missing = [
+        n for n, t in own.items() if n not in state and hasattr(t, "shape") and _address(t) not in filled
+    ]
+    unexpected = [
+        name
+        for name, tensor in state.items()
+        # Old files keep buffers that the model now computes by itself.
+        if name not in own and _address(tensor) not in used and buffers.get(name) != tensor.shape
+    ]
     if misfits or missing or unexpected:
         raise _mismatch(source, factory, missing, unexpected, misfits)
     notes.extend(_dtype_note(own, state, source))
@@ -72,25 +83,6 @@ def _address(tensor: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
 
 
-def _tied(name: str, own: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    """A weight may be absent from the file where the model shares it with one that is there."""
-    address = _address(own[name])
-    if address is None:
-        return False
-    return any(
-        other in state and _address(tensor) == address for other, tensor in own.items() if other != name
-    )
-
-
-def _harmless(name: str, state: Mapping[str, Any], module: Any, own: Mapping[str, Any]) -> bool:
-    """A second name for a weight that is there, or a buffer which the model now computes by itself."""
-    address = _address(state[name])
-    if any(other in own and _address(state[other]) == address for other in state if other != name):
-        return True
-    buffers = dict(module.named_buffers())
-    return name in buffers and buffers[name].shape == state[name].shape
-
-
 def _dtype_note(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> list[str]:
     pairs = {
         (str(state[name].dtype).removeprefix("torch."), str(tensor.dtype).removeprefix("torch."))
@@ -113,7 +105,7 @@ def _mismatch(
     ):
         if names:
             lines.append(f"  {what} ({len(names)}):")
-            lines += [f"    {name}" for name in names[:_SHOWN]]
+            lines += [f"    {printable(name)}" for name in names[:_SHOWN]]
             lines += [f"    ... and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     return InputError(
         "\n".join(lines),

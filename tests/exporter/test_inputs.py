@@ -350,6 +350,63 @@ class TestSizes:
         assert [chooser.pick() for _ in range(3)] == [11, 13, 17]
         assert chooser.pick(at_least=30) == 31
 
+    def test_many_layers_and_labels_leave_small_sizes(self):
+        model = Two()
+        model.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(40))
+        for index, layer in enumerate(model.layers):
+            layer.layer_idx = index
+        model.config = type(
+            "Config", (), {"label2id": {str(i): i for i in range(1000)}, "eos_token_id": [3, 5]}
+        )()
+        loaded = load(model, inputs=("ids:int64[batch,seq]", "mask:bool[batch,seq]"))
+        assert max(loaded.kwargs["ids"].shape) < 20
+
     def test_numbers_of_a_module(self):
         found = numbers_of(nn.MultiheadAttention(24, 6))
         assert {24, 6, 72, 4} <= found
+
+
+class TestTraced:
+    """Programs and TorchScript take inputs by name too."""
+
+    def program(self):
+        seq = Dim("seq", min=2, max=90)
+        shapes = {"ids": {1: seq}, "mask": {1: seq}}
+        values = (torch.ones(3, 5, dtype=torch.int64), torch.ones(3, 5))
+        return torch.export.export(Two().eval(), values, dynamic_shapes=shapes)
+
+    def test_program_with_text(self):
+        loaded = load(self.program(), inputs=("ids:int64[3,seq]", "mask:float32[3,seq]"))
+        assert loaded.args[0].shape == loaded.args[1].shape
+        assert loaded.args[0].shape[1] not in (1, 5)
+        loaded.module.module()(*loaded.args)
+
+    def test_program_with_file(self, tmp_path):
+        torch.save({"ids": torch.ones(3, 9, dtype=torch.int64), "mask": torch.ones(3, 9)}, tmp_path / "x.pt")
+        loaded = load(self.program(), inputs_file=tmp_path / "x.pt")
+        assert [tuple(value.shape) for value in loaded.args] == [(3, 9), (3, 9)]
+
+    def test_program_without_such_an_input(self):
+        with pytest.raises(InputError, match="no input idz"):
+            load(self.program(), inputs=("idz:int64[3,seq]",))
+
+    @pytest.fixture
+    def script(self):
+        values = (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4))
+        return torch.jit.trace(Two().eval(), values)
+
+    def test_script_with_text_in_any_order(self, script):
+        loaded = load(script, inputs=("mask:float32[b,s]", "ids:int64[b,s]"))
+        assert [value.dtype for value in loaded.args] == [torch.int64, torch.float32]
+        assert [{a: d.__name__ for a, d in axes.items()} for axes in loaded.dynamic_shapes] == [
+            {0: "b", 1: "s"}
+        ] * 2
+        loaded.module(*loaded.args)
+
+    def test_script_with_a_gap(self, script):
+        with pytest.raises(InputError, match="gap"):
+            load(script, inputs=("mask:float32[b,s]",))
+
+    def test_script_without_such_an_input(self, script):
+        with pytest.raises(InputError, match="no parameter nope"):
+            load(script, inputs=("nope:float32[b,s]",))

@@ -392,6 +392,21 @@ def test_refusal_of_many_globals_is_short(tmp_path):
     assert error.message.count("\n") < 60
 
 
+def test_forged_names_reach_neither_the_terminal_nor_a_command(tmp_path):
+    forged = b"\x80\x02ca; touch /tmp/x #\nName\n0c\x1b[31mred\nName\n0}."
+    error = refused(as_archive(tmp_path / "forged.pt", forged), "attack", "touch")
+    assert "\x1b" not in str(error)
+    assert "--allow-global" not in str(error)
+    state = {"\x1b[2Jweight": torch.ones(1)}
+    torch.save(state, tmp_path / "keys.pt")
+    assert "\x1b" not in str(refused(tmp_path / "keys.pt", "weight", factory=lambda: nn.Linear(1, 1)))
+
+
+def test_command_quotes_the_file_name(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "my model;x.pt")
+    assert "deployml export 'my model;x.pt' --trust-pickle" in refused(tmp_path / "my model;x.pt").hint
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [

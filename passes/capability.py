@@ -21,6 +21,7 @@ F32, F16, BF16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 GQA: Final = "com.microsoft::GroupQueryAttention"
 MHA: Final = "com.microsoft::MultiHeadAttention"
 STANDARD: Final = "Attention"
+OWN: Final = "deployml::FlashAttention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,18 @@ TABLE: Final[tuple[Capability, ...]] = (
         disturbed_by=("mask", "bias", "causal"),
     ),
     Capability(op=STANDARD, target="cpu", dtypes=(F32, F16), since=(1, 23), **_STANDARD_KINDS),
+    Capability(
+        op=OWN,
+        target="cpu",
+        dtypes=(F32, F16, BF16),
+        max_head=1024,
+        grouped=True,
+        unequal_value=True,
+        window=True,
+        softcap=(1, 22),
+        sink=True,
+        kernel="own",
+    ),
     Capability(
         op=GQA,
         target="cuda",

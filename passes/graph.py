@@ -153,6 +153,7 @@ class Builder:
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.relied_on: list[ir.Value] = []
+        self._renames: list[tuple[ir.Node, ir.Node]] = []
         self._metadata = {} if like is None else site_metadata(like)
         self._names = _fresh_names(graph, prefix)
 
@@ -218,6 +219,10 @@ class Builder:
         dtype = like.dtype or ir.DataType.FLOAT
         return self.const(np.asarray(number, dtype.numpy()))
 
+    def keep_name(self, node: ir.Node) -> None:
+        """Let the node built last carry the name of the one it replaces: a site keeps the name it was recorded by."""
+        self._renames.append((self.nodes[-1], node))
+
     def relies_on(self, value: ir.Value) -> None:
         """Say that a rewrite is true only for this very constant: the proof keeps its values."""
         self.relied_on.append(value)
@@ -229,6 +234,8 @@ class Builder:
         for value in self.initializers:
             if id(value) in read or value.uses():
                 self.graph.register_initializer(value)
+        for new, old in self._renames:
+            new.name, old.name = old.name, f"{old.name}.replaced"
         anchor.graph.insert_before(anchor, self.nodes)
 
     def take_over(self, old: ir.Value, new: ir.Value) -> None:

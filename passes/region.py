@@ -199,16 +199,20 @@ def _describe(new: ir.Value, old: ir.Value, name: str) -> None:
     new.name = name
     if old.dtype is not None:
         new.type = ir.TensorType(old.dtype)
-        new.shape = None if old.shape is None else ir.Shape([None] * len(old.shape))
+        new.shape = _fixed(old.shape)
 
 
 def _like(value: ir.Value, name: str) -> ir.Value:
     if value.dtype is None:
         raise ValueError(f"the type of '{value.name}' is not known")
-    rank = _rank(value)
-    if rank is None:
+    if value.shape is None:
         raise ValueError(f"the rank of '{value.name}' is not known")
-    return ir.Value(name=name, type=ir.TensorType(value.dtype), shape=ir.Shape([None] * rank))
+    return ir.Value(name=name, type=ir.TensorType(value.dtype), shape=_fixed(value.shape))
+
+
+def _fixed(shape: ir.Shape | None) -> ir.Shape | None:
+    """A shape with its numbers kept and its symbols forgotten."""
+    return None if shape is None else ir.Shape([d if isinstance(d, int) else None for d in shape])
 
 
 def _rank(value: ir.Value) -> int | None:

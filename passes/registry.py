@@ -13,6 +13,7 @@ RULES: tuple[Rule, ...] = tuple(
         (
             *attention.RECOGNISE,
             *attention.LOWER,
+            *attention.REFINE,
             *norms.RULES,
             *activations.RULES,
             *rotary.RULES,

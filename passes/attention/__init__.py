@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from ..rule import Rule
+from .bias import ProjectionBias
+from .einsum import EinsumProduct
 from .group_query import GroupQuery
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
+from .own import OwnAttention
 from .recognise import SoftmaxAttention
 from .repeated import RepeatedHeads
 from .standard import Standard
 
-__all__ = ["LOWER", "RECOGNISE", "lower_attention", "record_unrecognised"]
+__all__ = ["LOWER", "RECOGNISE", "REFINE", "lower_attention", "record_unrecognised"]
 
 #: Rules that make and refine the canonical op, in the order they run.
-RECOGNISE: tuple[Rule, ...] = (SoftmaxAttention(), RepeatedHeads())
+RECOGNISE: tuple[Rule, ...] = (EinsumProduct(), SoftmaxAttention(), RepeatedHeads())
 
 #: Rules that lower it.
-LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard())
+LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard(), OwnAttention())
+
+#: Rules that improve the lowered nodes.
+REFINE: tuple[Rule, ...] = (ProjectionBias(),)

@@ -73,11 +73,11 @@ class GroupQuery(Rule):
         row = require(GQA, site, context)
         if not site.causal:
             raise Declined("not-causal", "bidirectional attention is computed faster by another operator", at=node)
-        window = -1
-        if site.window is not None and site.node.bias is None and row.window:
-            window = site.window
-        covered = site.causal_is_all or window >= 0
-        return Facts(site, with_bias=site.node.bias is not None or not covered, window=window)
+        if site.causal_is_all:
+            return Facts(site, with_bias=False, window=-1)
+        if site.window is not None and row.window:
+            return Facts(site, with_bias=False, window=site.window)
+        return Facts(site, with_bias=site.masked, window=-1)
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
         site = facts.site

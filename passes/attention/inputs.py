@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph import Builder, dims
+from ..rule import Declined
 from ..symbols import length, same_dim
 from .site import Site
 
@@ -44,18 +45,27 @@ def repeat_heads(g: Builder, value: ir.Value, heads: int) -> ir.Value:
 
 def key_padding(g: Builder, site: Site) -> ir.Value:
     """The (B, T) int32 keep flags of a site whose mask is key padding alone."""
-    flags = site.padding
-    assert flags is not None and flags.shape is not None
+    fact = site.padding
+    assert fact is not None and fact.value.shape is not None
+    flags = fact.value
     if flags.dtype != ir.DataType.BOOL:
-        flags = g.op("Cast", flags, to=ir.DataType.BOOL, dtype=ir.DataType.BOOL)
-    flags = g.op("Cast", flags, to=ir.DataType.INT32, dtype=ir.DataType.INT32)
-    batch = site.node.query.shape[0]  # type: ignore[index]
-    source = site.padding
-    assert source is not None and source.shape is not None
-    if same_dim(source.shape[0], batch):
+        flags = g.op("Cast", flags, to=ir.DataType.BOOL, dtype=ir.DataType.BOOL, shape=flags.shape)
+    if fact.how == "zero":
+        flags = g.op("Not", flags, dtype=ir.DataType.BOOL, shape=flags.shape)
+    flags = g.op("Cast", flags, to=ir.DataType.INT32, dtype=ir.DataType.INT32, shape=flags.shape)
+    query, key = site.node.query, site.node.key
+    batch, keys = query.shape[0], key.shape[2]  # type: ignore[index]
+    rows = 1 if fact.batch_axis is None else fact.value.shape[fact.batch_axis]
+    if (fact.batch_axis, fact.key_axis, len(fact.value.shape)) != (0, 1, 2):
+        if fact.batch_axis is not None and fact.batch_axis > fact.key_axis:
+            raise Declined("mask-layout", "the key axis of the padding flags stands before the batch", at=fact.value)
+        lead = g.const(np.array([-1], np.int64))
+        flat = g.op("Concat", lead, length(g, key, 2), axis=0, dtype=ir.DataType.INT64, shape=[2])
+        flags = g.op("Reshape", flags, flat, dtype=ir.DataType.INT32, shape=[rows, keys])
+    if same_dim(rows, batch):
         return flags
-    full = g.op("Concat", length(g, site.node.query, 0), length(g, site.node.key, 2), axis=0)
-    return g.op("Expand", flags, full, shape=[batch, site.node.key.shape[2]])  # type: ignore[index]
+    full = g.op("Concat", length(g, query, 0), length(g, key, 2), axis=0, dtype=ir.DataType.INT64, shape=[2])
+    return g.op("Expand", flags, full, dtype=ir.DataType.INT32, shape=[batch, keys])
 
 
 def additive_mask(g: Builder, site: Site, *, include_causal: bool = False) -> ir.Value | None:

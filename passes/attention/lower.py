@@ -17,6 +17,7 @@ from ..graph import op_name
 from ..rule import Declined, Rule
 from .group_query import GroupQuery
 from .multi_head import MultiHead
+from .own import OwnAttention, add_bodies
 from .recognise import softmaxes
 from .site import describe, study
 from .standard import Standard
@@ -25,7 +26,7 @@ __all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"
 
 #: The lowerings of each target, best first.
 LOWERINGS: Final[Mapping[str, Sequence[Rule]]] = {
-    "cpu": (GroupQuery(), MultiHead(), Standard()),
+    "cpu": (GroupQuery(), MultiHead(), OwnAttention(), Standard()),
     "cuda": (GroupQuery(), MultiHead(), Standard()),
     "rocm": (GroupQuery(), MultiHead()),
     "portable": (Standard(),),
@@ -47,6 +48,7 @@ def lower_attention(engine: Engine) -> None:
     nodes = [n for n in model.graph.all_nodes() if canonical.is_attention(n)]
     for node in nodes:
         engine.journal.sites.append(_lower(engine, node, len(engine.journal.sites)))
+    add_bodies(model)
     model.graph.opset_imports.pop(canonical.DOMAIN, None)
     model.graph.sort()
     fused = sum(s.status == "fused" for s in engine.journal.sites)
@@ -88,7 +90,7 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
             refusals.extend(engine.journal.declines[seen:])
             continue
         made = next(n for n in applied.nodes if op_name(n) in rule.emits)
-        row = capability(op_name(made), target.name, target.onnxruntime)
+        row = capability(rule.emits[0], target.name, target.onnxruntime)
         record = applied.record
         return SiteRecord(
             name=str(made.name),

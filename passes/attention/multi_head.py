@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -72,9 +72,9 @@ class MultiHead(Rule):
         row = require(MHA, site, context)
         if site.kv_heads != site.heads and context.target.name == "cpu" and site.causal:
             raise Declined("grouped-heads", f"{site.kv_heads} key/value heads would be repeated to {site.heads}")
-        unidirectional = site.square and site.node.causal != "none"
+        unidirectional = site.causal_is_all or (site.square and site.node.causal != "none")
         padding = site.padding is not None and row.padding_mask
-        bias = site.node.bias is not None or (site.node.mask is not None and not padding)
+        bias = site.masked and not padding and not site.causal_is_all
         return Facts(site, padding, bias or (site.node.causal != "none" and not unidirectional), unidirectional)
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
@@ -109,19 +109,10 @@ class MultiHead(Rule):
 def _bias(g: Builder, facts: Facts) -> ir.Value | None:
     if not facts.bias:
         return None
-    if not facts.padding:
-        return additive_mask(g, facts.site, include_causal=not facts.unidirectional)
-    without_mask = _WithoutMask(facts.site)
-    return additive_mask(g, without_mask.site, include_causal=not facts.unidirectional)
-
-
-class _WithoutMask:
-    """The same site with its padding mask left to the key_padding_mask input."""
-
-    def __init__(self, site: Site) -> None:
-        from dataclasses import replace
-
-        self.site = replace(site, node=replace(site.node, mask=None))
+    site = facts.site
+    if facts.padding or site.causal_is_all:  # what the mask says stands elsewhere
+        site = replace(site, node=replace(site.node, mask=None, bias=None))
+    return additive_mask(g, site, include_causal=not facts.unidirectional)
 
 
 def _lowest(value: ir.Value) -> float:

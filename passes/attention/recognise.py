@@ -203,16 +203,24 @@ def _lifted_heads(query: ir.Value, key: ir.Value, value: ir.Value | None) -> int
 
 
 def _merged_heads(value: ir.Value | None) -> int | None:
-    node = producer(value, "Reshape", "Transpose", "Mul", "Div", "Cast", "Identity")
+    """Heads that a reshape merged into the batch: from (B, N, S, H), or split off a width of N * H."""
+    size = (dims(value) or (None,))[-1]
+    node = producer(value, *_HEAD_PATH)
     for _ in range(6):
         if node is None or node.inputs[0] is None:
             return None
-        source = dims(node.inputs[0])
-        if node.op_type == "Reshape" and source is not None and len(source) == 4:
-            heads = source[1]
-            return heads if isinstance(heads, int) else None
-        node = producer(node.inputs[0], "Reshape", "Transpose", "Mul", "Div", "Cast", "Identity")
+        source, result = dims(node.inputs[0]), dims(node.outputs[0])
+        if node.op_type == "Reshape" and source is not None and result is not None:
+            if len(source) == 4 and isinstance(source[1], int):
+                return source[1]
+            width = source[-1]
+            if len(source) == 3 and result[-1] == size and isinstance(width, int) and isinstance(size, int):
+                return width // size if width % size == 0 else None
+        node = producer(node.inputs[0], *_HEAD_PATH)
     return None
+
+
+_HEAD_PATH = ("Reshape", "Transpose", "Mul", "Div", "Cast", "Identity")
 
 
 class _Frame:

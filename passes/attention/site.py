@@ -28,8 +28,8 @@ class Site:
         mask_facts: Typed facts of the boolean mask, None when there is none or nothing is known.
         bias_facts: The same for the additive bias.
         causal: Whether row i provably sees no key after i, by attribute, mask or bias, with square scores.
-        causal_is_all: Whether causality alone says everything the attribute and the mask say.
-        padding: The (B|1, T) keep flags when the mask is key padding alone, else None.
+        causal_is_all: Whether mask and bias say nothing that causality does not say.
+        padding: The flags when mask and bias together say nothing but which keys exist, else None.
         window: Keys visible to a row, itself included, when causality and a window are all there is; else None.
     """
 
@@ -43,21 +43,21 @@ class Site:
     bias_facts: masks.MaskFacts | None
     causal: bool
     causal_is_all: bool
-    padding: ir.Value | None
+    padding: masks.KeyPadding | None
     window: int | None
 
     @property
-    def plain_bias(self) -> ir.Value | None:
-        """The additive bias."""
-        return self.node.bias
+    def masked(self) -> bool:
+        """Whether the node has a mask or a bias."""
+        return self.node.mask is not None or self.node.bias is not None
 
     def kinds(self) -> frozenset[str]:
         """The facts the capability table speaks of."""
         found = {
             "causal": self.causal,
             "bidirectional": not self.causal,
-            "mask": self.node.mask is not None and not (self.causal and (self.causal_is_all or self.window)),
-            "bias": self.node.bias is not None,
+            "mask": self.node.mask is not None and not (self.causal_is_all or self.window),
+            "bias": self.node.bias is not None and not (self.causal_is_all or self.window or self.padding),
             "softcap": bool(self.node.softcap),
             "sink": self.node.sink is not None,
             "unequal_value": self.value_size != self.head_size,
@@ -90,11 +90,9 @@ def study(node: ir.Node) -> Site:
     square = same_dim(query_dim, key_dim)
     mask_facts = _analyse(site.mask, query_dim, key_dim)
     bias_facts = _analyse(site.bias, query_dim, key_dim)
-    by_attribute = site.causal != "none" and square
-    by_mask = square and any(f is not None and masks.entails_causal(f) for f in (mask_facts, bias_facts))
-    no_mask = site.mask is None or (mask_facts is not None and masks.is_only_causal(mask_facts))
-    window = None if mask_facts is None else masks.window_of(mask_facts)
-    padding = None if mask_facts is None else masks.key_padding_only(mask_facts)
+    facts = [f for f in (mask_facts, bias_facts) if f is not None]
+    known = _only_typed(site, facts)
+    causal = square and (site.causal != "none" or any(masks.entails_causal(f) for f in facts))
     return Site(
         node=site,
         heads=heads,
@@ -104,11 +102,38 @@ def study(node: ir.Node) -> Site:
         square=square,
         mask_facts=mask_facts,
         bias_facts=bias_facts,
-        causal=by_attribute or by_mask,
-        causal_is_all=(by_attribute or by_mask) and no_mask,
-        padding=padding,
-        window=window if square else None,
+        causal=causal,
+        causal_is_all=causal and known is not None and all(_is_causal(c) for c in known),
+        padding=_padding(known),
+        window=_window(known) if causal else None,
     )
+
+
+def _only_typed(site: AttentionNode, facts: list[masks.MaskFacts]) -> list[masks.Conjunct] | None:
+    """The conjuncts of mask and bias, when they are exact and there is nothing else; None otherwise."""
+    given = sum(v is not None for v in (site.mask, site.bias))
+    if len(facts) != given or any(not f.exact or f.additive for f in facts):
+        return None
+    return [c for f in facts for c in f.conjuncts if not isinstance(c, masks.Always)]
+
+
+def _is_causal(fact: masks.Conjunct) -> bool:
+    return isinstance(fact, masks.Causal) and fact.upper_left
+
+
+def _padding(known: list[masks.Conjunct] | None) -> masks.KeyPadding | None:
+    if known is None or len(known) != 1 or not isinstance(known[0], masks.KeyPadding):
+        return None
+    return known[0]
+
+
+def _window(known: list[masks.Conjunct] | None) -> int | None:
+    """The causal window, when causality and one window of bounded left reach are all there is."""
+    windows = [c for c in known or () if isinstance(c, masks.Window)]
+    if known is None or len(windows) != 1 or not all(_is_causal(c) or c is windows[0] for c in known):
+        return None
+    window = windows[0]
+    return window.left if window.offset == 0 and window.right in (None, 1) else None
 
 
 def _analyse(value: ir.Value | None, query_dim: Any, key_dim: Any) -> masks.MaskFacts | None:
@@ -178,5 +203,5 @@ def describe(site: Site) -> dict[str, Any]:
         facts["sink"] = True
     for name, value, found in (("mask", node.mask, site.mask_facts), ("bias", node.bias, site.bias_facts)):
         if value is not None:
-            facts[name] = "unknown" if found is None else masks.describe(found)
+            facts[name] = {"mask": "unknown"} if found is None else masks.describe(found)
     return facts

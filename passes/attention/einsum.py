@@ -1,0 +1,134 @@
+"""ATT002: Einsum of two operands written as one matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..graph import Builder, attribute, dims
+from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+
+__all__ = ["EinsumProduct"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Operands in product order, their permutations and the one of the result."""
+
+    node: ir.Node
+    left: ir.Value
+    right: ir.Value
+    left_perm: tuple[int, ...]
+    right_perm: tuple[int, ...]
+    result_perm: tuple[int, ...]
+
+
+class EinsumProduct(Rule):
+    """An Einsum that is a batched matrix product under some order of axes.
+
+    ## What it finds
+    Einsum of two operands with one summed letter, one free letter each, and every other letter in both operands
+    and in the result. Any letters, any order: ``bqhd,bkhd->bhqk``, ``nbhd,mbhd->bhnm``, ``bhij,bjhd->bihd``.
+
+    ## Why
+    Attention written with einsum becomes transposes and MatMul, the form the recognition reads.
+
+    ## Before -> After
+    ``Einsum(a, b)`` -> ``Transpose(MatMul(Transpose(a), Transpose(b)))``.
+
+    ## When it declines
+    ``einsum-shape``: three or more operands, a repeated letter, an ellipsis, several free or summed letters
+    (a projection, say); such an Einsum stays as it is.
+
+    ## Numerics
+    ROUNDING.
+
+    ## References
+    ONNX operators, Einsum-12.
+    """
+
+    code = "ATT002"
+    name = "einsum-product"
+    safety = Safety.ROUNDING
+    anchors = frozenset({"Einsum"})
+    emits = ("MatMul",)
+
+    def examine(self, node: ir.Node, context: Context) -> Facts:
+        equation = str(attribute(node, "equation", "")).replace(" ", "")
+        if len(node.inputs) != 2 or "->" not in equation or "." in equation:
+            raise Declined("einsum-shape", f"'{equation}' is no product of two operands", at=node)
+        operands, result = equation.split("->")
+        left, right = operands.split(",")
+        first, second = node.inputs
+        assert first is not None and second is not None
+        if any(len(set(term)) != len(term) for term in (left, right, result)):
+            raise Declined("einsum-shape", f"a letter is repeated in '{equation}'", at=node)
+        if dims(first) is not None and len(dims(first) or ()) != len(left):
+            raise Declined("einsum-shape", f"'{left}' does not fit the rank of its operand", at=node)
+        free_left, free_right = _only(left, right, result), _only(right, left, result)
+        if len(free_left) == 1 and len(free_right) == 1 and result.index(free_left) > result.index(free_right):
+            first, second, left, right = second, first, right, left
+            free_left, free_right = free_right, free_left
+        summed = "".join(c for c in left if c in right and c not in result)
+        batch = "".join(c for c in result if c in left and c in right)
+        if (len(free_left), len(free_right), len(summed)) != (1, 1, 1):
+            raise Declined("einsum-shape", f"'{equation}' has several free or summed letters", at=node)
+        if set(left) != set(batch + free_left + summed) or set(right) != set(batch + free_right + summed):
+            raise Declined("einsum-shape", f"'{equation}' sums a letter of one operand", at=node)
+        if set(result) != set(batch + free_left + free_right):
+            raise Declined("einsum-shape", f"'{equation}' has a letter in its result alone", at=node)
+        return Facts(
+            node,
+            first,
+            second,
+            tuple(left.index(c) for c in batch + free_left + summed),
+            tuple(right.index(c) for c in batch + summed + free_right),
+            tuple((batch + free_left + free_right).index(c) for c in result),
+        )
+
+    def build(self, facts: Facts, g: Builder) -> Replacement:
+        old = facts.node.outputs[0]
+        left, right = _moved(g, facts.left, facts.left_perm), _moved(g, facts.right, facts.right_perm)
+        shape = None
+        if left.shape is not None and right.shape is not None:
+            shape = [*list(left.shape)[:-1], list(right.shape)[-1]]
+        product = g.op("MatMul", left, right, dtype=old.dtype, shape=shape)
+        return Replacement(old=[old], new=[_moved(g, product, facts.result_perm)])
+
+
+def _only(term: str, other: str, result: str) -> str:
+    return "".join(c for c in term if c not in other and c in result)
+
+
+def _moved(g: Builder, value: ir.Value, perm: tuple[int, ...]) -> ir.Value:
+    if perm == tuple(range(len(perm))):
+        return value
+    shape = None if value.shape is None else [list(value.shape)[i] for i in perm]
+    return g.op("Transpose", value, perm=list(perm), dtype=value.dtype, shape=shape)
+
+
+def _text(equation: str, inputs: str, result: str) -> str:
+    return f"""<ir_version: 10, opset_import: ["" : 20]>
+g ({inputs}) => (float[{result}] y) {{
+  y = Einsum <equation = "{equation}"> (a, b)
+}}"""
+
+
+EinsumProduct.examples = (
+    Example(
+        text=_text("bqhd,bkhd->bhqk", "float[B,S,4,16] a, float[B,T,4,16] b", "B,4,S,T"),
+        fires=1,
+        emits={"MatMul": 1},
+    ),
+    Example(
+        text=_text("bkhd,bhqk->bqhd", "float[B,T,4,16] a, float[B,4,S,T] b", "B,S,4,16"),
+        fires=1,
+        emits={"MatMul": 1},
+    ),
+    Example(
+        text=_text("bsd,dnh->bsnh", "float[B,S,64] a, float[64,4,16] b", "B,S,4,16"),
+        because="einsum-shape",
+    ),
+    Example(text=_text("ii,ij->ij", "float[4,4] a, float[4,4] b", "4,4"), because="einsum-shape"),
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...runtime.errors import InputError
 from ..loaded import Kind
-from .config import derive_specs, limits_of
+from .config import derive_specs, left_out, limits_of
 from .dims import by_parameter, grow, shapes_for, with_dims
 from .fields import parameters_of
 from .file import read_inputs
@@ -64,6 +64,8 @@ def _for_module(module: Any, given: Given, specs: tuple[InputSpec, ...], source:
     if derived is not None:
         chosen = _from_specs(module, derived, given.dynamic_shapes)
         told = f"inputs from the config: {' '.join(str(spec) for spec in derived)}"
+        missing = left_out(module, derived)
+        told += f"; without {', '.join(missing)}, which forward does not require" if missing else ""
         return Chosen(chosen.args, chosen.kwargs, chosen.dynamic_shapes, (told, *chosen.notes))
     declared = getattr(module, "example_input_array", None)
     if declared is not None:

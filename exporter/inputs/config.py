@@ -13,7 +13,7 @@ from .fields import field_of, parameters_of
 from .sizes import Limits
 from .spec import InputSpec
 
-__all__ = ["derive_specs", "limits_of"]
+__all__ = ["derive_specs", "left_out", "limits_of"]
 
 #: Highest position of a text model, under the names in use.
 _POSITIONS = (
@@ -55,6 +55,21 @@ def derive_specs(module: Any) -> tuple[InputSpec, ...] | None:
     covered = {spec.name for spec in specs}
     ordered = sorted(specs, key=lambda spec: list(parameters).index(spec.name))
     return tuple(ordered) if specs and not _uncovered(parameters, covered) else None
+
+
+def left_out(module: Any, specs: tuple[InputSpec, ...]) -> tuple[str, ...]:
+    """Name the optional inputs of another sense (images of a language model) that the derived inputs do without."""
+    senses = {
+        "pixel_values": "vision_config",
+        "input_features": "audio_config",
+        "input_values": "audio_config",
+    }
+    taken, parameters = {spec.name for spec in specs}, parameters_of(module)
+    return tuple(
+        name
+        for name, config in senses.items()
+        if name in parameters and name not in taken and field_of(module, config) is not None
+    )
 
 
 def _needed(name: str, main: str, module: Any, parameters: dict[str, Any]) -> bool:

@@ -51,8 +51,7 @@ def load(
         allow_globals: Dotted names a pickled file may use.
 
     Returns:
-        The model in ``eval()`` on the CPU. Call :meth:`Loaded.restore` (or use it in a ``with`` statement) to put a
-        module that was handed over back as it was.
+        The model in ``eval()`` on the CPU; :meth:`Loaded.restore` puts a module that was handed over back.
 
     Raises:
         InputError: The source, the factory or the inputs cannot be used as given.

@@ -193,6 +193,21 @@ def test_unknown_required_parameter_asks_for_inputs():
     assert "--input input_ids:int64[batch,seq]" in error.value.hint
 
 
+def test_optional_image_of_a_language_model_is_mentioned():
+    vision = {**VISION, "model_type": "clip_vision_model"}
+    text = {**TEXT, "model_type": "llama"}
+    model = build(
+        "LlavaForConditionalGeneration",
+        "LlavaConfig",
+        text_config=text,
+        vision_config=vision,
+        image_token_index=59,
+    )
+    loaded = load(model)
+    assert list(loaded.kwargs) == ["input_ids", "attention_mask"]
+    assert any("without pixel_values" in note for note in loaded.notes)
+
+
 def test_text_beats_the_config():
     model = CASES["bert"][0]()
     loaded = load(model, inputs=("input_ids:int64[2,seq]",))

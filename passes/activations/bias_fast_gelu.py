@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder
 from ..look import no_match
-from ..rule import Context, Example, Replacement, Rule
+from ..rule import Context, Replacement, Rule
 from .bias import BiasedGelu, approximation, biased_gelu
 
 __all__ = ["BiasFastGelu"]
@@ -43,7 +44,6 @@ class BiasFastGelu(Rule):
     name: ClassVar[str] = "bias-fast-gelu"
     anchors: ClassVar[frozenset[str]] = frozenset({"Gelu", "com.microsoft::FastGelu"})
     emits: ClassVar[tuple[str, ...]] = ("com.microsoft::FastGelu",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> BiasedGelu:
         """See :class:`BiasFastGelu`."""
@@ -55,3 +55,36 @@ class BiasFastGelu(Rule):
         """See :class:`BiasFastGelu`."""
         gelu = g.op("com.microsoft::FastGelu", facts.x, facts.bias, dtype=facts.dtype, shape=facts.x.shape)
         return Replacement(old=[facts.output], new=[gelu])
+
+
+BiasFastGelu.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        't = Add (x, w) y = Gelu <approximate = "tanh"> (t)',
+        emits={"com.microsoft::FastGelu": 1, "Add": 0},
+        constants="float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}",
+    ),
+    fires(
+        "float[3,8] x",
+        "float[3,8] y",
+        "t = Add (w, x) y = com.microsoft.FastGelu (t)",
+        emits={"com.microsoft::FastGelu": 1, "Add": 0},
+        constants="float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}",
+        opset=17,
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y, float[B,S,8] t",
+        't = Add (x, w) y = Gelu <approximate = "tanh"> (t)',
+        because="sum-read-elsewhere",
+        constants="float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}",
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "t = Add (x, one) y = com.microsoft.FastGelu (t)",
+        because="bias-shape",
+        constants="float[1] one = {1}",
+    ),
+)

@@ -9,9 +9,10 @@ from typing import ClassVar, Final
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, op_name
 from ..look import close_to, consumers, no_match, opset, past_identity, plus_scalar, require, times_scalar
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from .spelling import emit_gelu, gelu_tail
 
 __all__ = ["GeluErf"]
@@ -58,7 +59,6 @@ class GeluErf(Rule):
     name: ClassVar[str] = "gelu-erf"
     anchors: ClassVar[frozenset[str]] = frozenset({"Erf"})
     emits: ClassVar[tuple[str, ...]] = ("Gelu", "com.microsoft::Gelu")
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`GeluErf`."""
@@ -94,3 +94,36 @@ def _plus_one(value: ir.Value) -> Iterator[ir.Value]:
         found = plus_scalar(node.outputs[0]) if op_name(node) == "Add" else None
         if found is not None and found[1] == 1:
             yield node.outputs[0]
+
+
+GeluErf.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "d = Div (x, root) e = Erf (d) a = Add (e, one) m = Mul (x, a) y = Mul (m, half)",
+        emits={"Gelu": 1},
+        constants="float root = {1.4142135}, float one = {1}, float half = {0.5}",
+    ),
+    fires(
+        "float[3,8] x",
+        "float[3,8] y",
+        "h = Mul (half, x) d = Mul (x, inverse) e = Erf (d) a = Add (one, e) y = Mul (h, a)",
+        emits={"com.microsoft::Gelu": 1},
+        constants="float inverse = {0.70710677}, float one = {1}, float half = {0.5}",
+        opset=17,
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "d = Div (x, root) e = Erf (d) a = Add (e, one) m = Mul (x, a) y = Mul (m, half)",
+        because="constant",
+        constants="float root = {1.5}, float one = {1}, float half = {0.5}",
+    ),
+    declines(
+        "double[B,8] x",
+        "double[B,8] y",
+        "d = Div (x, root) e = Erf (d) a = Add (e, one) m = Mul (x, a) y = Mul (m, half)",
+        because="dtype",
+        constants="double root = {1.4142135623730951}, double one = {1}, double half = {0.5}",
+    ),
+)

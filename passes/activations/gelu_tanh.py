@@ -9,9 +9,10 @@ from typing import ClassVar, Final
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, op_name, producer, scalar
 from ..look import close_to, consumers, no_match, opset, past_identity, plus_scalar, require
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from .spelling import emit_gelu, factors_of, gelu_tail
 
 __all__ = ["GeluTanh"]
@@ -60,7 +61,6 @@ class GeluTanh(Rule):
     name: ClassVar[str] = "gelu-tanh"
     anchors: ClassVar[frozenset[str]] = frozenset({"Tanh"})
     emits: ClassVar[tuple[str, ...]] = ("Gelu", "com.microsoft::FastGelu")
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`GeluTanh`."""
@@ -142,3 +142,56 @@ def _power(value: ir.Value) -> tuple[ir.Value, int, float] | None:
             return None
         base, degree = factor, degree + count
     return None if base is None else (base, degree, constant)
+
+
+GeluTanh.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "p = Pow (x, three) q = Mul (p, k) s = Add (x, q) u = Mul (s, r) t = Tanh (u) a = Add "
+            "(t, one) h = Mul (x, half) y = Mul (h, a)"
+        ),
+        emits={"Gelu": 1},
+        constants=(
+            "float three = {3}, float k = {0.044715}, float r = {0.7978846}, float one = {1}, "
+            "float half = {0.5}"
+        ),
+    ),
+    fires(
+        "float[3,8] x",
+        "float[3,8] y",
+        (
+            "p = Mul (x, x) q = Mul (p, k) s = Add (one, q) v = Mul (x, s) u = Mul (r, v) t = "
+            "Tanh (u) a = Add (one, t) g = Mul (x, a) y = Mul (half, g)"
+        ),
+        emits={"com.microsoft::FastGelu": 1},
+        constants="float k = {0.044715}, float r = {0.7978846}, float one = {1}, float half = {0.5}",
+        opset=17,
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "p = Pow (x, three) q = Mul (p, k) s = Add (x, q) u = Mul (s, r) t = Tanh (u) a = Add "
+            "(t, one) h = Mul (x, half) y = Mul (h, a)"
+        ),
+        because="constant",
+        constants=(
+            "float three = {3}, float k = {0.044715}, float r = {0.7978846}, float one = {1}, "
+            "float half = {0.25}"
+        ),
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "p = Pow (x, three) q = Mul (p, k) s = Add (x, q) u = Mul (s, r) t = Tanh (u) a = Add "
+            "(t, one) h = Mul (x, half) y = Mul (h, a)"
+        ),
+        because="constant",
+        constants=(
+            "float three = {3}, float k = {0.044715}, float r = {0.8}, float one = {1}, float half = {0.5}"
+        ),
+    ),
+)

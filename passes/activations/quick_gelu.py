@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, op_name
 from ..look import consumers, no_match, past_identity, require, times_scalar
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 
 __all__ = ["QuickGelu"]
 
@@ -50,7 +51,6 @@ class QuickGelu(Rule):
     name: ClassVar[str] = "quick-gelu"
     anchors: ClassVar[frozenset[str]] = frozenset({"Sigmoid"})
     emits: ClassVar[tuple[str, ...]] = ("com.microsoft::QuickGelu",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`QuickGelu`."""
@@ -85,3 +85,33 @@ class QuickGelu(Rule):
 def _is_product(node: ir.Node, x: ir.Value, gate: ir.Value) -> bool:
     left, right = (past_identity(v) if v is not None else None for v in node.inputs)
     return (left is x and right is gate) or (left is gate and right is x)
+
+
+QuickGelu.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "s = Sigmoid (x) y = Mul (x, s)",
+        emits={"com.microsoft::QuickGelu": 1},
+    ),
+    fires(
+        "float[3,8] x",
+        "float[3,8] y",
+        "a = Mul (x, alpha) s = Sigmoid (a) y = Mul (s, x)",
+        emits={"com.microsoft::QuickGelu": 1},
+        constants="float alpha = {1.702}",
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y, float[B,S,8] s",
+        "s = Sigmoid (x) y = Mul (x, s)",
+        because="sigmoid-read-elsewhere",
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "a = Mul (x, alpha) s = Sigmoid (a) y = Mul (s, x)",
+        because="alpha",
+        constants="float alpha = {-1}",
+    ),
+)

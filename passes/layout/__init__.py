@@ -8,6 +8,7 @@ from ..rule import Rule
 from .computed_shape import ComputedShape
 from .flattened_gemm import FlattenedGemm
 from .no_op import NoOp
+from .norm_of_transpose import NormOfTranspose
 from .part_of_shape import PartOfShape
 from .reshapes import ReshapeOfReshape
 from .transposes import TransposeOfTranspose
@@ -19,6 +20,7 @@ __all__ = [
     "ComputedShape",
     "FlattenedGemm",
     "NoOp",
+    "NormOfTranspose",
     "PartOfShape",
     "ReshapeOfReshape",
     "TransposeOfTranspose",
@@ -32,6 +34,7 @@ RULES: Final[tuple[Rule, ...]] = (
     PartOfShape(),
     FlattenedGemm(),
     ComputedShape(),
+    NormOfTranspose(),
     TransposeOfTranspose(),
     UnsqueezePair(),
     UnitTranspose(),

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, constant
 from ..look import no_match
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import emit_reshape, expand_target, reshape_target, shape_text
 
 __all__ = ["ComputedShape"]
@@ -54,7 +55,6 @@ class ComputedShape(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Reshape", "Expand"})
     emits: ClassVar[tuple[str, ...]] = ("Reshape", "Expand")
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`ComputedShape`."""
@@ -78,3 +78,38 @@ class ComputedShape(Rule):
         shape = g.const(np.array(facts.target, np.int64))
         wide = g.op("Expand", facts.source, shape, dtype=facts.source.dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[wide])
+
+
+ComputedShape.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,2,4] y",
+        "n = Shape <start = 0, end = 2> (x) t = Concat <axis = 0> (n, tail) y = Reshape (x, t)",
+        emits={"Shape": 0, "Concat": 0, "Reshape": 1},
+        constants="int64[2] tail = {2, 4}",
+    ),
+    fires(
+        "float[B,2,1,S,8] x",
+        "float[B,2,3,S,8] y",
+        (
+            "b = Shape <start = 0, end = 1> (x) s = Shape <start = 3, end = 4> (x) t = Concat "
+            "<axis = 0> (b, two, three, s, eight) y = Expand (x, t)"
+        ),
+        emits={"Shape": 0, "Expand": 1},
+        constants="int64[1] two = {2}, int64[1] three = {3}, int64[1] eight = {8}",
+    ),
+    declines(
+        "float[B,S,8] x, float[N,M] like",
+        "float[N,M,K] y",
+        "n = Shape (like) t = Concat <axis = 0> (n, rest) y = Reshape (x, t)",
+        because="shape-not-proven",
+        constants="int64[1] rest = {-1}",
+    ),
+    declines(
+        "float[1,8] x, float[B,S] like",
+        "float[B,8] y",
+        "n = Shape <start = 0, end = 1> (like) t = Concat <axis = 0> (n, eight) y = Expand (x, t)",
+        because="shape-not-proven",
+        constants="int64[1] eight = {8}",
+    ),
+)

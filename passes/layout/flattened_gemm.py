@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute, producer
 from ..look import no_match, sole_reader
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from ..symbols import same_dim
 from .target import shape_text
 
@@ -57,7 +58,6 @@ class FlattenedGemm(Rule):
     name: ClassVar[str] = "flattened-gemm"
     anchors: ClassVar[frozenset[str]] = frozenset({"Gemm"})
     emits: ClassVar[tuple[str, ...]] = ("MatMul", "Add")
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`FlattenedGemm`."""
@@ -118,4 +118,58 @@ def _check_form(node: ir.Node, bias: ir.Value | None) -> None:
     plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
     vector = bias is None or (bias.shape is not None and len(bias.shape) == 1)
     if not plain or not vector or attribute(node, "transA", 0):
-        raise Declined("gemm-form", "expected alpha = beta = 1, no transposed input and a vector bias", at=node)
+        raise Declined(
+            "gemm-form", "expected alpha = beta = 1, no transposed input and a vector bias", at=node
+        )
+
+
+FlattenedGemm.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,3] y",
+        (
+            "f = Reshape (x, flat) g = Gemm (f, w, c) n = Shape <start = 0, end = 2> (x) t = "
+            "Concat <axis = 0> (n, three) y = Reshape (g, t)"
+        ),
+        emits={"Gemm": 0, "MatMul": 1, "Add": 1},
+        constants=(
+            "int64[2] flat = {-1, 8}, int64[1] three = {3}, float[8,3] w = {1, 2, 3, 4, 5, 6, 7, "
+            "8, 9, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, -1, -2, -3, -4, -5, -6, -7, -8, -9}, float[3] c "
+            "= {1, -2, 3}"
+        ),
+    ),
+    fires(
+        "float[2,5,2,4] x",
+        "float[2,5,3] y",
+        "f = Reshape (x, flat) g = Gemm (f, w) y = Reshape (g, back)",
+        emits={"Gemm": 0, "MatMul": 1},
+        constants=(
+            "int64[2] flat = {-1, 8}, int64[3] back = {2, 5, 3}, float[8,3] w = {1, 2, 3, 4, 5, "
+            "6, 7, 8, 9, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, -1, -2, -3, -4, -5, -6, -7, -8, -9}"
+        ),
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,3] y",
+        (
+            "f = Reshape (x, flat) g = Gemm <alpha = 2.0> (f, w, c) n = Shape <start = 0, end = "
+            "2> (x) t = Concat <axis = 0> (n, three) y = Reshape (g, t)"
+        ),
+        because="gemm-form",
+        constants=(
+            "int64[2] flat = {-1, 8}, int64[1] three = {3}, float[8,3] w = {1, 2, 3, 4, 5, 6, 7, "
+            "8, 9, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, -1, -2, -3, -4, -5, -6, -7, -8, -9}, float[3] c "
+            "= {1, -2, 3}"
+        ),
+    ),
+    declines(
+        "float[B,S,8] x, int64[3] t",
+        "float[N,M,3] y",
+        "f = Reshape (x, flat) g = Gemm (f, w, c) y = Reshape (g, t)",
+        because="shape-not-proven",
+        constants=(
+            "int64[2] flat = {-1, 8}, float[8,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1.5, 2.5, 3.5, "
+            "4.5, 5.5, 6.5, -1, -2, -3, -4, -5, -6, -7, -8, -9}, float[3] c = {1, -2, 3}"
+        ),
+    ),
+)

@@ -9,9 +9,10 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute, constant
 from ..look import cast_target, no_match
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import keeps_shape, pass_through, shape_text
 
 __all__ = ["NoOp"]
@@ -58,7 +59,6 @@ class NoOp(Rule):
         {"Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
     )
     emits: ClassVar[tuple[str, ...]] = ()
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`NoOp`."""
@@ -132,3 +132,34 @@ _TESTS: Final[dict[str, Callable[[ir.Node], None]]] = {
     "Transpose": _identity_order,
     "Unsqueeze": _same_shape,
 }
+
+
+NoOp.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "h = Neg (x) a = Reshape (h, same) y = Abs (a)",
+        emits={"Reshape": 0},
+        constants="int64[3] same = {0, 0, 8}",
+    ),
+    fires(
+        "float[2,6] x",
+        "float[2,6] y",
+        "h = Neg (x) a = Slice (h, zero, far, axis) b = Cast <to = 1> (a) y = Abs (b)",
+        emits={"Slice": 0, "Cast": 0},
+        constants="int64[1] zero = {0}, int64[1] far = {9223372036854775807}, int64[1] axis = {1}",
+        times=2,
+    ),
+    declines(
+        "float[B,S] x",
+        "float[B,S] y",
+        "y = Cast <to = 1> (x)",
+        because="graph-output",
+    ),
+    declines(
+        "float[B,1] x, int64[2] n",
+        "float[B,N] y",
+        "h = Neg (x) e = Expand (h, n) y = Abs (e)",
+        because="shape-not-proven",
+    ),
+)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute, constant, op_name, producer
 from ..look import no_match, opset
-from ..rule import Context, Example, Replacement, Rule, Safety
+from ..rule import Context, Replacement, Rule, Safety
 
 __all__ = ["PartOfShape"]
 
@@ -52,7 +53,6 @@ class PartOfShape(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Slice", "Gather", "Shape"})
     emits: ClassVar[tuple[str, ...]] = ("Shape",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`PartOfShape`."""
@@ -133,3 +133,33 @@ def _at_the_input(node: ir.Node, context: Context) -> _Facts:
                 raise no_match("asked there already")
             return _Facts(graph_input, axis, axis + 1, node.outputs[0])
     raise no_match()
+
+
+PartOfShape.examples = (
+    fires(
+        "float[B,S,8] x",
+        "int64[2] y",
+        "n = Shape (x) y = Slice (n, zero, two)",
+        emits={"Shape": 1, "Slice": 0},
+        constants="int64[1] zero = {0}, int64[1] two = {2}",
+    ),
+    fires(
+        "float[B,S,8] x",
+        "int64[1] y",
+        "h = Neg (x) t = Transpose <perm = [1, 0, 2]> (h) y = Shape <start = 0, end = 1> (t)",
+        emits={"Shape": 1, "Transpose": 0},
+    ),
+    declines(
+        "float[B,S,8] x",
+        "int64[2] y",
+        "n = Shape (x) y = Gather (n, apart)",
+        because="no-match",
+        constants="int64[2] apart = {0, 2}",
+    ),
+    declines(
+        "float[B,S,8] x, int64[1] k",
+        "int64[1] y",
+        "n = Shape (x) y = Gather (n, k)",
+        because="no-match",
+    ),
+)

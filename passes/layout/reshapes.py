@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder
 from ..look import no_match, same_dims, unused_elsewhere
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import emit_reshape, is_shape_only, pass_through, reshape_target, shape_text
 
 __all__ = ["ReshapeOfReshape"]
@@ -52,7 +53,6 @@ class ReshapeOfReshape(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
     emits: ClassVar[tuple[str, ...]] = ("Reshape",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`ReshapeOfReshape`."""
@@ -102,3 +102,35 @@ def _top_private(chain: list[ir.Node]) -> ir.Value:
         top = upper
     assert top.inputs[0] is not None
     return top.inputs[0]
+
+
+ReshapeOfReshape.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,2,4] y",
+        "a = Reshape (x, flat) y = Reshape (a, split)",
+        emits={"Reshape": 1},
+        constants="int64[3] flat = {0, 0, -1}, int64[4] split = {0, 0, 2, 4}",
+    ),
+    fires(
+        "float[2,1,6] x",
+        "float[3,4] y",
+        "a = Squeeze (x, one) y = Reshape (a, shape)",
+        emits={"Reshape": 1, "Squeeze": 0},
+        constants="int64[1] one = {1}, int64[2] shape = {3, 4}",
+    ),
+    declines(
+        "float[B,S,8] x, int64[3] rows",
+        "float[N,M,8] y",
+        "a = Reshape (x, flat) y = Reshape (a, rows)",
+        because="shape-not-proven",
+        constants="int64[2] flat = {-1, 8}",
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,2,4] y, float[B,S,8,1] a",
+        "a = Unsqueeze (x, last) y = Reshape (a, split)",
+        because="read-elsewhere",
+        constants="int64[1] last = {-1}, int64[4] split = {0, 0, 2, 4}",
+    ),
+)

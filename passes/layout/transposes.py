@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute, producer
 from ..look import no_match, past_identity, unused_elsewhere
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import pass_through
 
 __all__ = ["TransposeOfTranspose"]
@@ -51,7 +52,6 @@ class TransposeOfTranspose(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Transpose"})
     emits: ClassVar[tuple[str, ...]] = ("Transpose",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`TransposeOfTranspose`."""
@@ -77,3 +77,31 @@ class TransposeOfTranspose(Rule):
             "Transpose", facts.x, perm=list(facts.perm), dtype=facts.x.dtype, shape=facts.output.shape
         )
         return Replacement(old=[facts.output], new=[moved])
+
+
+TransposeOfTranspose.examples = (
+    fires(
+        "float[B,4,S,8] x",
+        "float[B,S,8,4] y",
+        "a = Transpose <perm = [0, 2, 1, 3]> (x) y = Transpose <perm = [0, 1, 3, 2]> (a)",
+        emits={"Transpose": 1},
+    ),
+    fires(
+        "float[2,3,5] x",
+        "float[2,3,5] y",
+        ("h = Neg (x) a = Transpose <perm = [0, 2, 1]> (h) b = Transpose <perm = [0, 2, 1]> (a) y = Abs (b)"),
+        emits={"Transpose": 0},
+    ),
+    declines(
+        "float[B,4,S,8] x",
+        "float[B,S,8,4] y, float[B,S,4,8] a",
+        "a = Transpose <perm = [0, 2, 1, 3]> (x) y = Transpose <perm = [0, 1, 3, 2]> (a)",
+        because="read-elsewhere",
+    ),
+    declines(
+        "float[B,S] x",
+        "float[B,S] y",
+        "a = Transpose <perm = [1, 0]> (x) y = Transpose <perm = [1, 0]> (a)",
+        because="graph-output",
+    ),
+)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute
 from ..look import no_match
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import emit_reshape, reshape_target, shape_text
 
 __all__ = ["UnitTranspose"]
@@ -49,7 +50,6 @@ class UnitTranspose(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Transpose"})
     emits: ClassVar[tuple[str, ...]] = ("Reshape",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`UnitTranspose`."""
@@ -71,3 +71,31 @@ class UnitTranspose(Rule):
         return Replacement(
             old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)]
         )
+
+
+UnitTranspose.examples = (
+    fires(
+        "float[B,1,S,8] x",
+        "float[B,S,1,8] y",
+        "y = Transpose <perm = [0, 2, 1, 3]> (x)",
+        emits={"Transpose": 0, "Reshape": 1},
+    ),
+    fires(
+        "float[1,5,6] x",
+        "float[5,6,1] y",
+        "y = Transpose <perm = [1, 2, 0]> (x)",
+        emits={"Transpose": 0, "Reshape": 1},
+    ),
+    declines(
+        "float[1,B,S] x",
+        "float[B,S,1] y",
+        "y = Transpose <perm = [1, 2, 0]> (x)",
+        because="shape-not-proven",
+    ),
+    declines(
+        "float[B,1,S,T] x",
+        "float[B,S,T,1] y",
+        "y = Transpose <perm = [0, 2, 3, 1]> (x)",
+        because="shape-not-proven",
+    ),
+)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, op_name, producer
 from ..look import axes_of, no_match, opset, unused_elsewhere
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import pass_through
 
 __all__ = ["UnsqueezePair"]
@@ -52,7 +53,6 @@ class UnsqueezePair(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Unsqueeze", "Squeeze"})
     emits: ClassVar[tuple[str, ...]] = ("Unsqueeze",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`UnsqueezePair`."""
@@ -89,3 +89,35 @@ def _combined(inner: list[int], outer: tuple[int, ...], middle: int) -> tuple[in
     added = sorted(a % final for a in outer)
     kept = [axis for axis in range(final) if axis not in added]
     return tuple(sorted(added + [kept[axis] for axis in inner]))
+
+
+UnsqueezePair.examples = (
+    fires(
+        "float[B,S] x",
+        "float[B,1,1,S] y",
+        "a = Unsqueeze (x, one) y = Unsqueeze (a, two)",
+        emits={"Unsqueeze": 1},
+        constants="int64[1] one = {1}, int64[1] two = {2}",
+    ),
+    fires(
+        "float[2,3] x",
+        "float[2,3] y",
+        "h = Neg (x) a = Unsqueeze (h, last) b = Squeeze (a, two) y = Abs (b)",
+        emits={"Unsqueeze": 0, "Squeeze": 0},
+        constants="int64[1] last = {-1}, int64[1] two = {2}",
+    ),
+    declines(
+        "float[B,S] x",
+        "float[B,1,1,S] y, float[B,1,S] a",
+        "a = Unsqueeze (x, one) y = Unsqueeze (a, two)",
+        because="read-elsewhere",
+        constants="int64[1] one = {1}, int64[1] two = {2}",
+    ),
+    declines(
+        "float[B,S] x",
+        "float[B,S] y",
+        "a = Unsqueeze (x, one) y = Squeeze (a, one)",
+        because="graph-output",
+        constants="int64[1] one = {1}",
+    ),
+)

@@ -7,7 +7,8 @@ from typing import Final
 from ..rule import Rule
 from .layer_norm import LayerNorm
 from .rms_norm import RmsNorm
-from .skip import SkipLayerNorm, SkipRmsNorm
+from .skip_layer_norm import SkipLayerNorm
+from .skip_rms_norm import SkipRmsNorm
 
 __all__ = ["RULES", "LayerNorm", "RmsNorm", "SkipLayerNorm", "SkipRmsNorm"]
 

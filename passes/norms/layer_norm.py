@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, op_name, producer
 from ..look import (
     FLOATS,
@@ -21,7 +22,7 @@ from ..look import (
     require,
     square_of,
 )
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from ..symbols import same_dim
 from .root import inverse_root_products, other_operand
 
@@ -71,7 +72,6 @@ class LayerNorm(Rule):
     name: ClassVar[str] = "layer-norm"
     anchors: ClassVar[frozenset[str]] = frozenset({"ReduceMean"})
     emits: ClassVar[tuple[str, ...]] = ("LayerNormalization",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`LayerNorm`."""
@@ -168,3 +168,58 @@ def _row_operand(value: ir.Value, op: str) -> tuple[ir.Value, ir.Value | None]:
     if row is None or row.shape is None or len(row.shape) != 1:
         return value, None
     return readers[0].outputs[0], row
+
+
+LayerNorm.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "m = ReduceMean <keepdims = 1> (x, last) d = Sub (x, m) p = Pow (d, two) v = "
+            "ReduceMean <keepdims = 1> (p, last) a = Add (v, eps) r = Sqrt (a) n = Div (d, r) s = "
+            "Mul (n, w) y = Add (s, c)"
+        ),
+        emits={"LayerNormalization": 1},
+        constants=(
+            "float two = {2}, int64[1] last = {-1}, float eps = {0.00001}, float[8] w = {0.5, "
+            "-1.5, 2, 0.25, 3, -0.75, 1.25, 4}, float[8] c = {1, 0.5, -2, 0.125, -1, 0.75, 2.5, "
+            "-0.5}"
+        ),
+    ),
+    fires(
+        "float[3,8] x",
+        "float[3,8] y",
+        (
+            "m = ReduceMean <keepdims = 1> (x, last) d = Sub (x, m) p = Mul (d, d) v = ReduceMean "
+            "<keepdims = 1> (p, last) a = Add (eps, v) r = Sqrt (a) i = Reciprocal (r) y = Mul "
+            "(i, d)"
+        ),
+        emits={"LayerNormalization": 1},
+        constants="int64[1] last = {-1}, float eps = {0.001}",
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "m = ReduceMean <keepdims = 1> (x, last) d = Sub (x, m) p = Mul (d, d) v = ReduceMean "
+            "<keepdims = 1> (p, last) r = Sqrt (v) a = Add (r, eps) n = Div (d, a) y = Mul (n, w)"
+        ),
+        because="epsilon-outside-root",
+        constants=(
+            "int64[1] last = {-1}, float eps = {0.00001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, "
+            "-0.75, 1.25, 4}"
+        ),
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "m = ReduceMean <keepdims = 1> (x, last) d = Sub (x, m) p = Mul (d, d) v = ReduceMean "
+            "<keepdims = 1> (p, last) a = Add (v, eps) r = Sqrt (a) n = Div (d, r) y = Mul (n, w)"
+        ),
+        because="axis",
+        constants=(
+            "int64[1] last = {1}, float eps = {0.00001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"
+        ),
+    ),
+)

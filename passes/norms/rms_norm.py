@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute, dims, op_name, producer
 from ..look import (
     FLOATS,
@@ -20,7 +21,7 @@ from ..look import (
     require,
     square_of,
 )
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from ..symbols import same_dim
 from .root import inverse_root_products, other_operand
 
@@ -85,7 +86,6 @@ class RmsNorm(Rule):
     name: ClassVar[str] = "rms-norm"
     anchors: ClassVar[frozenset[str]] = frozenset({"ReduceMean", "RMSNormalization"})
     emits: ClassVar[tuple[str, ...]] = ("SimplifiedLayerNormalization", "RMSNormalization")
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`RmsNorm`."""
@@ -199,3 +199,56 @@ def _narrows(node: ir.Node, x_wide: ir.Value) -> bool:
         and cast_target(node) in FLOATS
         and cast_target(node) == past_casts(x_wide).dtype
     )
+
+
+RmsNorm.examples = (
+    fires(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "p = Pow (x, two) m = ReduceMean <keepdims = 1> (p, last) a = Add (m, eps) r = Sqrt "
+            "(a) i = Reciprocal (r) n = Mul (x, i) y = Mul (w, n)"
+        ),
+        emits={"SimplifiedLayerNormalization": 1},
+        constants=(
+            "float two = {2}, int64[1] last = {-1}, float eps = {0.000001}, float[8] w = {0.5, "
+            "-1.5, 2, 0.25, 3, -0.75, 1.25, 4}"
+        ),
+    ),
+    fires(
+        "float16[2,3,8] x, float16[8] w",
+        "float16[2,3,8] y",
+        (
+            "h = Cast <to = 1> (x) p = Mul (h, h) m = ReduceMean <keepdims = 1> (p, last) a = Add "
+            "(eps, m) r = Sqrt (a) n = Div (h, r) l = Cast <to = 10> (n) y = Mul (l, w)"
+        ),
+        emits={"SimplifiedLayerNormalization": 1},
+        constants="int64[1] last = {-1}, float eps = {0.00001}",
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "p = Mul (x, x) m = ReduceMean <keepdims = 1> (p, axis) a = Add (m, eps) r = Sqrt (a) "
+            "n = Div (x, r) y = Mul (n, w)"
+        ),
+        because="axis",
+        constants=(
+            "int64[1] axis = {1}, float eps = {0.000001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, "
+            "-0.75, 1.25, 4}"
+        ),
+    ),
+    declines(
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        (
+            "p = Mul (x, x) m = ReduceMean <keepdims = 1> (p, last) r = Sqrt (m) a = Add (r, eps) "
+            "n = Div (x, a) y = Mul (n, w)"
+        ),
+        because="epsilon-outside-root",
+        constants=(
+            "int64[1] last = {-1}, float eps = {0.000001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, "
+            "-0.75, 1.25, 4}"
+        ),
+    ),
+)

@@ -1,4 +1,4 @@
-"""NRM003 and NRM004: a residual sum, with or without a bias, and the norm that reads it."""
+"""What the skip rules share: a residual sum, with or without a bias, and the norm that reads it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from ..graph import Builder, attribute, dims, producer
 from ..look import no_match, past_identity, require, same_dims, unused_elsewhere
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from ..symbols import same_dim
 
-__all__ = ["SkipLayerNorm", "SkipRmsNorm"]
+__all__ = ["SkipFacts", "SkipNorm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,9 @@ class _Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
+class SkipFacts:
+    """A norm of a sum: the summands in the operator's order, the norm's parameters, and what is read after."""
+
     total: ir.Value
     parts: _Sum
     gamma: ir.Value
@@ -36,12 +38,12 @@ class _Facts:
     dtype: ir.DataType
 
 
-class _SkipNorm(Rule):
-    """What both rules share."""
+class SkipNorm(Rule):
+    """Examines and builds; a subclass names the operator and orders its inputs."""
 
     op: ClassVar[str]
 
-    def examine(self, node: ir.Node, context: Context) -> _Facts:
+    def examine(self, node: ir.Node, context: Context) -> SkipFacts:
         """See the class."""
         if context.target.portable:
             raise no_match("no standard operator does this")
@@ -64,13 +66,13 @@ class _SkipNorm(Rule):
         readers = [u.node for u in total.uses()]
         keep = total.is_graph_output() or any(n is not node for n in readers)
         epsilon = float(attribute(node, "epsilon", 1e-5))
-        return _Facts(total, parts, gamma, beta, epsilon, node.outputs[0], keep, dtype)
+        return SkipFacts(total, parts, gamma, beta, epsilon, node.outputs[0], keep, dtype)
 
-    def build(self, facts: _Facts, g: Builder) -> Replacement:
+    def build(self, facts: SkipFacts, g: Builder) -> Replacement:
         """See the class."""
         made: Any = g.op(
             f"com.microsoft::{self.op}",
-            *self._inputs(facts),
+            *self.inputs_of(facts),
             outputs=4 if facts.keep_sum else 1,
             epsilon=facts.epsilon,
             dtype=facts.dtype,
@@ -83,86 +85,9 @@ class _SkipNorm(Rule):
         total.dtype, total.shape = facts.dtype, facts.total.shape
         return Replacement(old=[facts.output, facts.total], new=[normed, total])
 
-    def _inputs(self, facts: _Facts) -> tuple[ir.Value | None, ...]:
+    def inputs_of(self, facts: SkipFacts) -> tuple[ir.Value | None, ...]:
+        """The operator's inputs in its order."""
         raise NotImplementedError
-
-
-class SkipLayerNorm(_SkipNorm):
-    """A residual sum followed by layer normalisation.
-
-    ## What it finds
-    ``LayerNormalization(a + b)`` over the last axis of a rank-3 sum, where one side may itself be
-    ``c + bias`` with a vector that nothing else needs.
-
-    ## Why
-    The sum is formed in registers instead of being written and read again. Where the sum is read elsewhere
-    too (pre-norm blocks) the operator hands it out as its fourth output.
-
-    ## Before -> After
-    ``Add, Add, LayerNormalization`` -> ``com.microsoft::SkipLayerNormalization``.
-
-    ## When it declines
-    * ``axis``, ``rank``: not the last axis of a rank-3 tensor.
-    * ``broadcast``: neither side provably has the shape of the sum, or the other is not
-      (B, S, H), (1, S, H) or (S, H).
-    * ``weight-shape``: weight or bias of the norm is no vector of the element type.
-    * ``dtype``: the target has no kernel for the element type.
-
-    ## Numerics
-    ROUNDING: the same sums; bias and skip may be added in another order.
-
-    ## References
-    onnxruntime contrib operator SkipLayerNormalization.
-    """
-
-    code: ClassVar[str] = "NRM003"
-    name: ClassVar[str] = "skip-layer-norm"
-    op: ClassVar[str] = "SkipLayerNormalization"
-    anchors: ClassVar[frozenset[str]] = frozenset({"LayerNormalization"})
-    emits: ClassVar[tuple[str, ...]] = ("com.microsoft::SkipLayerNormalization",)
-    examples: ClassVar[tuple[Example, ...]] = ()
-
-    def _inputs(self, facts: _Facts) -> tuple[ir.Value | None, ...]:
-        return facts.parts.x, facts.parts.skip, facts.gamma, facts.beta, facts.parts.bias
-
-
-class SkipRmsNorm(_SkipNorm):
-    """A residual sum followed by root-mean-square normalisation.
-
-    ## What it finds
-    ``SimplifiedLayerNormalization(a + b)`` over the last axis of a rank-3 sum, where one side may itself be
-    ``c + bias`` with a vector that nothing else needs.
-
-    ## Why
-    The sum is formed in registers instead of being written and read again; the fourth output hands it to the
-    next residual. onnxruntime does not do this for graphs of torch's exporter.
-
-    ## Before -> After
-    ``Add, SimplifiedLayerNormalization`` -> ``com.microsoft::SkipSimplifiedLayerNormalization``.
-
-    ## When it declines
-    * ``axis``, ``rank``: not the last axis of a rank-3 tensor.
-    * ``broadcast``: neither side provably has the shape of the sum, or the other is not
-      (B, S, H), (1, S, H) or (S, H).
-    * ``weight-shape``: the weight is no vector of the element type.
-    * ``dtype``: the target has no kernel for the element type.
-
-    ## Numerics
-    ROUNDING: the same sums; bias and skip may be added in another order.
-
-    ## References
-    onnxruntime contrib operator SkipSimplifiedLayerNormalization.
-    """
-
-    code: ClassVar[str] = "NRM004"
-    name: ClassVar[str] = "skip-rms-norm"
-    op: ClassVar[str] = "SkipSimplifiedLayerNormalization"
-    anchors: ClassVar[frozenset[str]] = frozenset({"SimplifiedLayerNormalization"})
-    emits: ClassVar[tuple[str, ...]] = ("com.microsoft::SkipSimplifiedLayerNormalization",)
-    examples: ClassVar[tuple[Example, ...]] = ()
-
-    def _inputs(self, facts: _Facts) -> tuple[ir.Value | None, ...]:
-        return facts.parts.x, facts.parts.skip, facts.gamma, facts.parts.bias
 
 
 def _active(node: ir.Node) -> bool:

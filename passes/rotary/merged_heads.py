@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, attribute, dims, producer
 from ..look import no_match, unused_elsewhere
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Replacement, Rule, Safety
 
 __all__ = ["RotaryMergedHeads"]
 
@@ -58,7 +59,6 @@ class RotaryMergedHeads(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"com.microsoft::RotaryEmbedding"})
     emits: ClassVar[tuple[str, ...]] = ("com.microsoft::RotaryEmbedding",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`RotaryMergedHeads`."""
@@ -106,3 +106,44 @@ class RotaryMergedHeads(Rule):
         heads = g.op("Reshape", rotated, split, dtype=source.dtype, shape=source.shape)
         moved = g.op("Transpose", heads, perm=list(_SWAP), dtype=source.dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[moved])
+
+
+RotaryMergedHeads.examples = (
+    fires(
+        "float[B,S,16] x, float[S,4] cos, float[S,4] sin",
+        "float[B,2,S,8] y",
+        (
+            "h = Reshape (x, split) t = Transpose <perm = [0, 2, 1, 3]> (h) y = "
+            "com.microsoft.RotaryEmbedding (t, p, cos, sin)"
+        ),
+        emits={"com.microsoft::RotaryEmbedding": 1, "Transpose": 1},
+        constants="int64[4] split = {0, 0, 2, 8}, int64[1] p = {0}",
+    ),
+    fires(
+        "float[2,3,2,16] x, float[3,4] cos, float[3,4] sin",
+        "float[2,2,3,16] y",
+        (
+            "t = Transpose <perm = [0, 2, 1, 3]> (x) y = com.microsoft.RotaryEmbedding <num_heads "
+            "= 2, rotary_embedding_dim = 8, interleaved = 1> (t, p, cos, sin)"
+        ),
+        emits={"com.microsoft::RotaryEmbedding": 1, "Transpose": 1},
+        constants="int64[1] p = {0}",
+    ),
+    declines(
+        "float[B,S,16] x, float[S,4] cos, float[S,4] sin",
+        "float[B,2,S,8] y, float[B,2,S,8] t",
+        (
+            "h = Reshape (x, split) t = Transpose <perm = [0, 2, 1, 3]> (h) y = "
+            "com.microsoft.RotaryEmbedding (t, p, cos, sin)"
+        ),
+        because="read-elsewhere",
+        constants="int64[4] split = {0, 0, 2, 8}, int64[1] p = {0}",
+    ),
+    declines(
+        "float[B,S,N,8] x, float[S,4] cos, float[S,4] sin",
+        "float[B,N,S,8] y",
+        ("t = Transpose <perm = [0, 2, 1, 3]> (x) y = com.microsoft.RotaryEmbedding (t, p, cos, sin)"),
+        because="shape-unknown",
+        constants="int64[1] p = {0}",
+    ),
+)

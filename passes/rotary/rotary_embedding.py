@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from ..example_text import declines, fires
 from ..graph import Builder, op_name, producer
 from ..look import no_match, past_identity, require
-from ..rule import Context, Declined, Example, Replacement, Rule
+from ..rule import Context, Declined, Replacement, Rule
 from .halves import Half, Kind, halved
 from .rotation import Part, part_of, parts_of, rotation_of
 from .tables import Axes, align, positions, two_dimensional
@@ -78,7 +79,6 @@ class RotaryEmbedding(Rule):
     name: ClassVar[str] = "rotary-embedding"
     anchors: ClassVar[frozenset[str]] = frozenset({"Add", "Concat"})
     emits: ClassVar[tuple[str, ...]] = ("com.microsoft::RotaryEmbedding",)
-    examples: ClassVar[tuple[Example, ...]] = ()
 
     def examine(self, node: ir.Node, context: Context) -> _Facts:
         """See :class:`RotaryEmbedding`."""
@@ -238,3 +238,69 @@ def _with_tail(found: _Spelling) -> tuple[ir.Value, ir.Value, int]:
     if (rest.start, rest.stop) != (width, size) or uses[0] not in list(parts_of(found.output, tail)):
         return alone
     return first.source, uses[0].outputs[0], size
+
+
+RotaryEmbedding.examples = (
+    fires(
+        "float[B,2,S,8] x, float[B,S,4] f",
+        "float[B,2,S,8] y",
+        (
+            "f2 = Concat <axis = -1> (f, f) cos = Cos (f2) sin = Sin (f2) c = Unsqueeze (cos, "
+            "one) s = Unsqueeze (sin, one) a = Mul (x, c) l = Slice (x, zero, half, last) h = "
+            "Slice (x, half, far, last) n = Neg (h) r = Concat <axis = -1> (n, l) b = Mul (r, s) "
+            "y = Add (a, b)"
+        ),
+        emits={"com.microsoft::RotaryEmbedding": 1, "Neg": 0},
+        constants=(
+            "int64[1] one = {1}, int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, "
+            "int64[1] far = {9223372036854775807}"
+        ),
+    ),
+    fires(
+        "float[B,S,2,16] x, float[1,S,1,4] f",
+        "float[B,S,2,16] y",
+        (
+            "c4 = Cos (f) s4 = Sin (f) cu = Unsqueeze (c4, five) su = Unsqueeze (s4, five) ce = "
+            "Expand (cu, two) se = Expand (su, two) c = Reshape (ce, width) s = Reshape (se, "
+            "width) x8 = Slice (x, zero, eight, last) rest = Slice (x, eight, far, last) a = Mul "
+            "(x8, c) even = Slice (x8, zero, far, last, step) odd = Slice (x8, first, far, last, "
+            "step) n = Neg (odd) nu = Unsqueeze (n, end) eu = Unsqueeze (even, end) st = Concat "
+            "<axis = -1> (nu, eu) r = Reshape (st, turned) b = Mul (r, s) o = Add (a, b) y = "
+            "Concat <axis = -1> (o, rest)"
+        ),
+        emits={"com.microsoft::RotaryEmbedding": 1, "Neg": 0},
+        constants=(
+            "int64[1] five = {4}, int64[1] end = {-1}, int64[5] two = {1, 1, 1, 1, 2}, int64[4] "
+            "width = {1, -1, 1, 8}, int64[4] turned = {0, 0, 2, 8}, int64[1] first = {1}, "
+            "int64[1] step = {2}, int64[1] eight = {8}, int64[1] zero = {0}, int64[1] half = {4}, "
+            "int64[1] last = {3}, int64[1] far = {9223372036854775807}"
+        ),
+    ),
+    declines(
+        "float[B,2,S,8] x, float[B,1,S,8] c, float[B,1,S,8] s",
+        "float[B,2,S,8] y",
+        (
+            "a = Mul (x, c) l = Slice (x, zero, half, last) h = Slice (x, half, far, last) n = "
+            "Neg (h) r = Concat <axis = -1> (n, l) b = Mul (r, s) y = Add (a, b)"
+        ),
+        because="table-not-doubled",
+        constants=(
+            "int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, int64[1] far = "
+            "{9223372036854775807}"
+        ),
+    ),
+    declines(
+        "float[B,2,S,8] x, float[1,2,S,4] f",
+        "float[B,2,S,8] y",
+        (
+            "f2 = Concat <axis = -1> (f, f) c = Cos (f2) s = Sin (f2) a = Mul (x, c) l = Slice "
+            "(x, zero, half, last) h = Slice (x, half, far, last) n = Neg (h) r = Concat <axis = "
+            "-1> (n, l) b = Mul (r, s) y = Add (a, b)"
+        ),
+        because="table-shape",
+        constants=(
+            "int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, int64[1] far = "
+            "{9223372036854775807}"
+        ),
+    ),
+)

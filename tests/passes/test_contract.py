@@ -1,0 +1,152 @@
+"""Laws that every rule obeys, checked over the examples the rules carry themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from deployml.passes import activations, layout, norms, rotary
+from deployml.passes.cleanup import infer_shapes
+from deployml.passes.engine import Engine
+from deployml.passes.evaluate import Evaluator, in_double
+from deployml.passes.graph import census
+from deployml.passes.journal import Journal
+from deployml.passes.proof import Prover, random_feeds
+from deployml.passes.rule import Context, Example, Rule, Safety
+from deployml.runtime.target import Target
+
+RULES: tuple[Rule, ...] = (*norms.RULES, *activations.RULES, *rotary.RULES, *layout.RULES)
+SECTIONS = ("What it finds", "Why", "Before -> After", "When it declines", "Numerics", "References")
+SIZES = ((2, 5, 7, 3), (3, 4, 2, 6))
+
+
+def cases(*, fires: bool) -> Iterator[pytest.param]:
+    for rule in RULES:
+        for number, example in enumerate(e for e in rule.examples if bool(e.fires) is fires):
+            yield pytest.param(rule, example, id=f"{rule.code}-{number}")
+
+
+def load(example: Example) -> ir.Model:
+    model = ir.from_onnx_text(example.text)
+    infer_shapes(model)
+    return model
+
+
+def apply(rule: Rule, model: ir.Model) -> tuple[int, Journal]:
+    target = Target(name="cpu", onnxruntime=(1, 31), opset=model.graph.opset_imports[""])
+    journal = Journal()
+    fired = Engine(Context(model, target), Prover(model, Evaluator()), journal).run("contract", [rule])
+    return fired, journal
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.code)
+def test_a_rule_explains_itself(rule: Rule) -> None:
+    text = type(rule).__doc__ or ""
+    found = re.findall(r"^ *## (.+)$", text, re.MULTILINE)
+    assert tuple(found) == SECTIONS
+    assert re.fullmatch(r"[A-Z]{3}\d{3}", rule.code)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
+    for section in re.split(r"^ *## .+$", text, flags=re.MULTILINE):
+        assert section.strip()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.code)
+def test_a_rule_has_examples_of_both_kinds_and_one_with_symbols(rule: Rule) -> None:
+    firing = [e for e in rule.examples if e.fires]
+    refusing = [e for e in rule.examples if not e.fires]
+    assert len(firing) >= 2 and len(refusing) >= 2
+    assert all(e.because for e in refusing)
+    assert any(re.search(r"\[[^\]]*[A-Z]", e.text.partition("example")[2]) for e in firing)
+
+
+def test_codes_and_names_are_unique() -> None:
+    assert len({r.code for r in RULES}) == len({r.name for r in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize(("rule", "example"), cases(fires=True))
+def test_an_example_fires_as_often_as_it_says(rule: Rule, example: Example) -> None:
+    model = load(example)
+    fired, journal = apply(rule, model)
+    assert fired == example.fires, [(d.reason, d.detail) for d in journal.declines]
+    counts = census(model)
+    for op, count in (example.emits or {}).items():
+        assert counts.get(op, 0) == count
+    assert not [d for d in journal.declines if d.rolled_back]
+
+
+@pytest.mark.parametrize(("rule", "example"), cases(fires=True))
+def test_a_rule_finds_nothing_in_its_own_result(rule: Rule, example: Example) -> None:
+    model = load(example)
+    apply(rule, model)
+    again, _ = apply(rule, model)
+    assert again == 0
+
+
+@pytest.mark.parametrize(("rule", "example"), cases(fires=False))
+def test_an_example_declines_with_its_reason_and_stays_as_it_was(rule: Rule, example: Example) -> None:
+    model = load(example)
+    before = census(model)
+    fired, journal = apply(rule, model)
+    assert fired == 0
+    assert census(model) == before
+    reasons = [d.reason for d in journal.declines]
+    assert reasons == ([] if example.because == "no-match" else [example.because])
+
+
+@pytest.mark.parametrize(("rule", "example"), cases(fires=True))
+def test_the_result_is_a_valid_graph_with_the_same_interface(rule: Rule, example: Example) -> None:
+    original, model = load(example), load(example)
+    apply(rule, model)
+    names = [v.name for v in (*model.graph.inputs, *model.graph.initializers.values())]
+    names += [o.name for n in model.graph for o in n.outputs if o.name]
+    assert len(names) == len(set(names))
+    assert all(n.domain in model.graph.opset_imports for n in model.graph)
+    for mine, theirs in (
+        (model.graph.inputs, original.graph.inputs),
+        (model.graph.outputs, original.graph.outputs),
+    ):
+        assert [(v.name, v.dtype, str(v.shape)) for v in mine] == [
+            (v.name, v.dtype, str(v.shape)) for v in theirs
+        ]
+    proto = ir.to_proto(model)
+    if "SimplifiedLayerNormalization" not in census(
+        model
+    ):  # onnxruntime's own operator in the standard domain
+        onnx.checker.check_model(proto)
+    onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("rule", "example"), cases(fires=True))
+def test_the_result_computes_the_same(rule: Rule, example: Example, sizes: tuple[int, ...]) -> None:
+    original, model = load(example), load(example)
+    apply(rule, model)
+    inputs = list(original.graph.inputs)
+    feeds = dict(
+        zip(
+            [str(v.name) for v in inputs],
+            random_feeds(inputs, sizes, np.random.default_rng(7), 0).values(),
+            strict=True,
+        )
+    )
+    evaluator = Evaluator()
+    before, after = evaluator.prepare(original)(feeds), evaluator.prepare(model)(feeds)
+    exact_run = evaluator.prepare_exact(in_double(original))
+    exact = before if exact_run is None else exact_run(feeds)
+    compared = 0
+    for old, new, reference in zip(before, after, exact, strict=True):
+        assert old.shape == new.shape and old.dtype == new.dtype
+        compared += new.size
+        if rule.safety is Safety.EXACT:
+            assert np.array_equal(old, new)
+            continue
+        scale = float(np.max(np.abs(reference))) or 1.0
+        allowed = max(4 * float(np.max(np.abs(old - reference))) / scale, 64 * float(np.finfo(new.dtype).eps))
+        assert float(np.max(np.abs(new - reference))) / scale <= allowed
+    assert compared

@@ -89,7 +89,8 @@ class _Writer:
         return self.op("Reshape", scalar, self.ints(1))
 
     def shape(self, value: ir.Value, *dims: ir.Value) -> ir.Value:
-        return self.op("Reshape", value, self.op("Concat", *dims, axis=0))
+        """Reshape to sizes given one by one; a 0 is an empty axis."""
+        return self.op("Reshape", value, self.op("Concat", *dims, axis=0), allowzero=1)
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         return self.op("Shape", value, start=axis, end=axis + 1)
@@ -141,8 +142,9 @@ def _write(w: _Writer, signature: Signature, given: Mapping[str, ir.Value]) -> l
     output = _softmax_times(w, given.get("sink"), scores, value, kv_heads)
     output = w.op("CastLike", output, given["query"])
     if signature.layout == "bsnh":
-        output = w.op("Transpose", output, perm=[0, 2, 1, 3])
-        output = w.op("Reshape", output, w.ints(0, 0, -1))
+        width = w.op("Mul", w.size(output, 1), w.size(output, 3))
+        turned = w.op("Transpose", output, perm=[0, 2, 1, 3])
+        output = w.shape(turned, w.size(output, 0), w.size(output, 2), width)
     if not signature.past:
         return [output]
     return [output, w.op("Identity", key), w.op("Identity", value)]
@@ -152,7 +154,7 @@ def _heads_first(w: _Writer, x: ir.Value, heads: ir.Value, signature: Signature)
     """(B, S, N*H) to (B, N, S, H)."""
     if signature.layout == "bnsh":
         return x
-    split = w.shape(x, w.ints(0, 0), heads, w.ints(-1))
+    split = w.shape(x, w.size(x, 0), w.size(x, 1), heads, w.op("Div", w.size(x, 2), heads))
     return w.op("Transpose", split, perm=[0, 2, 1, 3])
 
 
@@ -162,7 +164,8 @@ def _float(w: _Writer, x: ir.Value) -> ir.Value:
 
 def _grouped(w: _Writer, x: ir.Value, kv_heads: ir.Value) -> ir.Value:
     """(B, N, S, D) to (B, Nkv, N/Nkv, S, D)."""
-    return w.shape(x, w.ints(0), kv_heads, w.ints(-1), w.size(x, 2), w.size(x, 3))
+    group = w.op("Div", w.size(x, 1), kv_heads)
+    return w.shape(x, w.size(x, 0), kv_heads, group, w.size(x, 2), w.size(x, 3))
 
 
 def _scores(w: _Writer, query: ir.Value, key: ir.Value, heads: ir.Value, kv_heads: ir.Value) -> ir.Value:

@@ -221,7 +221,8 @@ def _attend(
         values = np.repeat(value, group, axis=1)
         output = weights @ values
     if signature.layout == "bsnh":
-        output = output.swapaxes(1, 2).reshape(output.shape[0], output.shape[2], -1)
+        batch, heads, rows, dim = output.shape
+        output = output.swapaxes(1, 2).reshape(batch, rows, heads * dim)
     return (output, key, value) if signature.past else (output,)
 
 

@@ -421,6 +421,7 @@ class Call {
 
 /// Dimensions as shape inference sees them: -1 with an optional symbol where a size is not known.
 struct SymbolicShape {
+  int type = ort::kUndefined;
   std::vector<int64_t> dims;
   std::vector<const char*> symbols;
 
@@ -432,6 +433,7 @@ SymbolicShape shape_of(const OrtApi* api, const OrtShapeInferContext* context, s
   check(ort::ShapeInferContextGetInputTypeShape::call(api, context, index, &info));
   SymbolicShape shape;
   size_t rank = 0;
+  check(ort::GetTensorElementType::call(api, info, &shape.type));
   check(ort::GetDimensionsCount::call(api, info, &rank));
   shape.dims.resize(rank), shape.symbols.resize(rank, "");
   check(ort::GetDimensions::call(api, info, shape.dims.data(), rank));
@@ -439,11 +441,10 @@ SymbolicShape shape_of(const OrtApi* api, const OrtShapeInferContext* context, s
   return shape;
 }
 
-void set_shape(const OrtApi* api, const OrtShapeInferContext* context, size_t index, int type,
-               SymbolicShape shape) {
+void set_shape(const OrtApi* api, const OrtShapeInferContext* context, size_t index, SymbolicShape shape) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(ort::CreateTensorTypeAndShapeInfo::call(api, &info));
-  OrtStatus* status = ort::SetTensorElementType::call(api, info, type);
+  OrtStatus* status = ort::SetTensorElementType::call(api, info, shape.type);
   if (status == nullptr)
     status = ort::SetDimensions::call(api, info, shape.dims.data(), shape.dims.size());
   if (status == nullptr)
@@ -464,6 +465,7 @@ int64_t attribute_of(const OrtApi* api, const OrtShapeInferContext* context, con
   return value;
 }
 
+/// One function serves all types of a name: onnxruntime asks only the first operator registered under it.
 void infer(const Operator& op, const OrtApi* api, const OrtShapeInferContext* context) {
   const bool bnsh = op.signature.has(kBnsh);
   const SymbolicShape query = shape_of(api, context, 0), value = shape_of(api, context, 2);
@@ -478,7 +480,7 @@ void infer(const Operator& op, const OrtApi* api, const OrtShapeInferContext* co
   } else {
     out.set(2, last > 0 && kv_heads > 0 ? last / kv_heads * heads : -1);
   }
-  set_shape(api, context, 0, ort_type(op.element), out);
+  set_shape(api, context, 0, out);
   if (!op.signature.has(kPast)) return;
   for (size_t i = 0; i < 2; ++i) {
     SymbolicShape present = shape_of(api, context, 3 + i);
@@ -486,7 +488,7 @@ void infer(const Operator& op, const OrtApi* api, const OrtShapeInferContext* co
     if (present.dims.size() != 4 || fresh.dims.size() != rank) return;
     const int64_t rows = fresh.dims[bnsh ? 2 : 1];
     present.set(2, present.dims[2] >= 0 && rows >= 0 ? present.dims[2] + rows : -1);
-    set_shape(api, context, 1 + i, ort_type(op.element), present);
+    set_shape(api, context, 1 + i, present);
   }
 }
 

@@ -34,6 +34,8 @@ class Captured:
     attention_calls: int = 0
     notes: tuple[str, ...] = ()
 
-    def with_attention(self, calls: int) -> Captured:
-        """The same with the number of attention calls."""
-        return replace(self, attention_calls=calls)
+    def finished(self, attention_calls: int) -> Captured:
+        """The same with the number of attention calls, and no output named like an input."""
+        taken = set(self.input_names)
+        names = tuple(f"{name}_output" if name in taken else name for name in self.output_names)
+        return replace(self, attention_calls=attention_calls, output_names=names)

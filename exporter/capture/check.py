@@ -60,7 +60,7 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     if loaded.kind == "program" or not captured.dynamic_axes:
         return ()
     with quiet():
-        examples = examples_of(loaded, loaded.module.forward)
+        examples = examples_of(loaded)
         compared = [_compare(loaded, captured, variant) for variant in _variants(examples)]
     if compared and not any(compared):
         return ("The model ran at no size but the one given, so its dynamic axes are unchecked.",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,17 +119,13 @@ class Examples:
         return dataclasses.replace(leaf, value=value)
 
 
-def examples_of(loaded: Loaded, forward: Callable[..., Any]) -> Examples:
+def examples_of(loaded: Loaded) -> Examples:
     """Flatten the examples of a loaded model and attach the declared axes.
 
-    Args:
-        loaded: The model.
-        forward: Its call signature.
-
     Raises:
-        InputError: the examples do not fit the signature, or one axis name has two sizes.
+        InputError: the examples do not fit the signature of ``forward``, or one axis name has two sizes.
     """
-    args, kwargs, names = _bind(loaded, forward)
+    args, kwargs, names = _bind(loaded)
     paths, structure = pytree.tree_flatten_with_path((args, kwargs))
     specs = _specs_by_name(loaded.dynamic_shapes, names)
     leaves = []
@@ -144,8 +140,17 @@ def examples_of(loaded: Loaded, forward: Callable[..., Any]) -> Examples:
     return examples
 
 
-def _bind(loaded: Loaded, forward: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
-    signature = inspect.signature(forward)
+def _signature(loaded: Loaded) -> inspect.Signature:
+    if loaded.kind != "torchscript":
+        return inspect.signature(loaded.module.forward)
+    # Without defaults: a compiled method takes its arguments by position, so none may be left out in between.
+    arguments = loaded.module.forward.schema.arguments[1:]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(argument.name, kind) for argument in arguments])
+
+
+def _bind(loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+    signature = _signature(loaded)
     try:
         bound = signature.bind(*loaded.args, **loaded.kwargs)
     except TypeError as error:
@@ -155,6 +160,8 @@ def _bind(loaded: Loaded, forward: Callable[..., Any]) -> tuple[tuple[Any, ...],
             hint="Give one input for every parameter that has no default, under the parameter's name.",
             where=loaded.source or loaded.name,
         ) from None
+    if loaded.kind == "torchscript":
+        return tuple(bound.arguments.values()), {}, list(bound.arguments)
     args: list[Any] = []
     names: list[str] = []
     for name, parameter in signature.parameters.items():

@@ -46,14 +46,17 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
             captured = _capture_module(loaded)
         drop_empty_concatenations(captured.program)
         calls = keep_attention_whole(captured.program) if keep_attention else 0
-    return captured.with_attention(calls)
+    return captured.finished(calls)
 
 
 def _capture_module(loaded: Loaded) -> Captured:
     module = as_module(loaded) if loaded.kind == "torchscript" else loaded.module
-    examples = examples_of(loaded, loaded.module.forward)
+    examples = examples_of(loaded)
     outputs = Outputs()
     program = _trace_at_best_sizes(module, examples, outputs, loaded.name)
+    if len(outputs.names) != len(program.graph_signature.user_outputs):
+        # torch calls no hooks on a graph that was converted from TorchScript: name what the module returns.
+        outputs(module, (), quiet_run(loaded.module, examples))
     names, axes = name_axes(program, examples)
     return Captured(
         program=program,

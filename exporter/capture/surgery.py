@@ -8,9 +8,11 @@ from typing import Any, Final
 import torch
 from torch.export import ExportedProgram
 
+from ...runtime.errors import UnsupportedError
+from ..source_map import frames
 from .attention_op import ATTENTION, stride_order
 
-__all__ = ["drop_empty_concatenations", "keep_attention_whole"]
+__all__ = ["drop_empty_concatenations", "keep_attention_whole", "source_line"]
 
 _aten: Final = torch.ops.aten
 
@@ -31,8 +33,12 @@ def keep_attention_whole(program: ExportedProgram) -> int:
 
     Returns:
         How many attention calls the program holds.
+
+    Raises:
+        UnsupportedError: a call drops attention weights at random, also in inference; all such lines are listed.
     """
     count = 0
+    _refuse_dropout(program)
     for graph in _graphs(program):
         for node in list(graph.nodes):
             if node.target is _aten.scaled_dot_product_attention.default:
@@ -44,6 +50,29 @@ def keep_attention_whole(program: ExportedProgram) -> int:
             elif node.target is ATTENTION:
                 count += 1
     return count
+
+
+def _refuse_dropout(program: ExportedProgram) -> None:
+    lines: dict[str, None] = {}
+    for graph in _graphs(program):
+        for node in graph.nodes:
+            is_call = node.target is _aten.scaled_dot_product_attention.default
+            if is_call and _arguments(node).get("dropout_p"):
+                lines[source_line(node)] = None
+    if lines:
+        raise UnsupportedError(
+            "scaled_dot_product_attention is called with dropout_p > 0 in eval mode, so its result is random.",
+            hint="Pass dropout_p=self.dropout if self.training else 0.0.",
+            where=", ".join(lines),
+        )
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """ "file.py:line" of the model's own code that a traced node comes from; "" when torch kept no line."""
+    found = frames(node.meta.get("stack_trace") or "")
+    own = [frame for frame in found if not frame.is_library]
+    chosen = (own or found)[-1:]
+    return chosen[0].where if chosen else ""
 
 
 def _graphs(program: ExportedProgram) -> Iterator[torch.fx.Graph]:

@@ -24,17 +24,14 @@ def as_module(loaded: Loaded) -> torch.nn.Module:
         UnsupportedError: the archive uses what the converter does not know.
     """
     converter = _converter(loaded)
-    examples = examples_of(loaded, loaded.module.forward)
-    args, kwargs = examples.call()
-    names = [argument.name for argument in loaded.module.forward.schema.arguments][1:]
-    ordered = (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
-    if not ordered:
+    args, _ = examples_of(loaded).call()
+    if not args:
         raise InputError(
             f"The TorchScript archive '{loaded.source or loaded.name}' needs example inputs to be converted.",
             hint="Describe them with --input NAME:DTYPE[DIMS] or --inputs FILE.npz.",
         )
     try:
-        program = converter(loaded.module, ordered).convert()
+        program = converter(loaded.module, args).convert()
     except Exception as error:  # the converter raises plain RuntimeErrors of every kind
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UnsupportedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import onnx
@@ -11,6 +12,7 @@ from onnxscript import evaluator
 from onnxscript import opset18 as op
 
 from ...passes.canonical import DOMAIN, NAME
+from ...runtime.errors import UnsupportedError
 
 __all__ = ["translate_attention"]
 
@@ -68,6 +70,11 @@ def translate_attention(
     if rank == 4:
         query, key, value = _same_batch(query, key, value)
         return _node(query, key, value, mask, bias, factor, is_causal)
+    if len({str(operand.shape[: rank - 3]) for operand in (query, key, value)}) > 1:
+        raise UnsupportedError(
+            f"An attention call broadcasts leading axes: query {query.shape}, key {key.shape}, value {value.shape}.",
+            hint="Expand query, key and value to the same leading axes before scaled_dot_product_attention.",
+        )
     flat = [_to_rank_four(operand, rank) for operand in (query, key, value)]
     mask, bias = (_mask_to_rank_four(m, query, rank) for m in (mask, bias))
     result = _node(*flat, mask, bias, factor, is_causal)
@@ -87,7 +94,8 @@ def _node(
     while operands[-1] is None:
         operands.pop()
     attributes = {"scale": scale, "causal": "upper_left" if is_causal else "none", "origin": "sdpa"}
-    return evaluator.default().eval(_ATTENTION, operands, attributes)
+    result = evaluator.default().eval(_ATTENTION, operands, attributes)
+    return _shaped(result, query, [*query.shape[:3], value.shape[3]])
 
 
 def _scaled_by_head_size(query: ir.Value) -> ir.Value:
@@ -104,49 +112,50 @@ def _mask_or_bias(mask: ir.Value | None, query: ir.Value) -> tuple[ir.Value | No
 
 
 def _same_batch(query: ir.Value, key: ir.Value, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Expand an operand whose batch (or, for value, head count) is a broadcast 1: rare, but legal in torch."""
+    """Expand an operand whose batch or head count is a broadcast 1: rare, but legal in torch.
+
+    One key head under many query heads stays as it is: the canonical op means the same by it.
+    """
     operands = [query, key, value]
     batches = [operand.shape[0] for operand in operands]
     if batches.count(1) not in (0, 3):
-        whole = operands[next(i for i, size in enumerate(batches) if size != 1)]
-        batch = op.Shape(whole, start=0, end=1)
-        operands = [_with_batch(o, batch) if o.shape[0] == 1 else o for o in operands]
+        whole = next(operand for operand in operands if operand.shape[0] != 1)
+        operands = [_widened(operand, whole, 0) if operand.shape[0] == 1 else operand for operand in operands]
     query, key, value = operands
-    kv_heads = {key.shape[1], value.shape[1]}
-    if len(kv_heads) == 2 and 1 in kv_heads:
-        key, value = _with_heads(key, value)
-    heads = key.shape[1]
-    if query.shape[1] == 1 and heads != 1:
-        query = op.Expand(query, op.Concat([1], op.Shape(key, start=1, end=2), [1], [1], axis=0))
+    if key.shape[1] == 1 and value.shape[1] != 1:
+        key = _widened(key, value, 1)
+    elif value.shape[1] == 1 and key.shape[1] != 1:
+        value = _widened(value, key, 1)
+    if query.shape[1] == 1 and key.shape[1] != 1:
+        query = _widened(query, key, 1)
     return query, key, value
 
 
-def _with_batch(operand: ir.Value, batch: ir.Value) -> ir.Value:
-    return _shaped(op.Expand(operand, op.Concat(batch, op.Constant(value_ints=[1, 1, 1]), axis=0)), operand)
+def _widened(operand: ir.Value, like: ir.Value, axis: int) -> ir.Value:
+    """Expand one axis of a four-axis operand from 1 to its size in ``like``."""
+    sizes = [op.Constant(value_ints=[1])] * 4
+    sizes[axis] = op.Shape(like, start=axis, end=axis + 1)
+    shape = list(operand.shape)
+    shape[axis] = like.shape[axis]
+    return _shaped(op.Expand(operand, op.Concat(*sizes, axis=0)), operand, shape)
 
 
-def _with_heads(key: ir.Value, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-    few, many = (key, value) if key.shape[1] == 1 else (value, key)
-    one = op.Constant(value_ints=[1])
-    count = op.Shape(many, start=1, end=2)
-    wide = op.Expand(few, op.Concat(one, count, op.Constant(value_ints=[1, 1]), axis=0))
-    _shaped(wide, few)
-    wide.shape = ir.Shape([few.shape[0], many.shape[1], few.shape[2], few.shape[3]])
-    return (wide, many) if few is key else (many, wide)
-
-
-def _shaped(result: ir.Value, like: ir.Value) -> ir.Value:
+def _shaped(result: ir.Value, like: ir.Value, shape: Sequence[Any]) -> ir.Value:
     result.dtype = like.dtype
-    result.shape = ir.Shape(list(like.shape))
+    result.shape = ir.Shape(shape)
     return result
 
 
 def _to_rank_four(operand: ir.Value, rank: int) -> ir.Value:
     """(..., N, S, H) -> (B, N, S, H); with three axes torch's first axis is the heads."""
     if rank < 4:
-        return op.Unsqueeze(operand, op.Constant(value_ints=list(range(4 - rank))))
+        axes = op.Constant(value_ints=list(range(4 - rank)))
+        return _shaped(op.Unsqueeze(operand, axes), operand, [*[1] * (4 - rank), *operand.shape])
     tail = op.Shape(operand, start=rank - 3)
-    return op.Reshape(operand, op.Concat(op.Constant(value_ints=[-1]), tail, axis=0))
+    leading = operand.shape[: rank - 3]
+    batch = math.prod(leading) if all(isinstance(size, int) for size in leading) else None
+    flat = op.Reshape(operand, op.Concat(op.Constant(value_ints=[-1]), tail, axis=0))
+    return _shaped(flat, operand, [batch, *operand.shape[rank - 3 :]])
 
 
 def _mask_to_rank_four(mask: ir.Value | None, query: ir.Value, rank: int) -> ir.Value | None:
@@ -154,7 +163,8 @@ def _mask_to_rank_four(mask: ir.Value | None, query: ir.Value, rank: int) -> ir.
         return mask
     leading = op.Shape(query, start=0, end=rank - 3)
     ones = op.Constant(value_ints=[1, 1, 1])
-    whole = op.Expand(mask, op.Concat(leading, ones, axis=0))
+    shape = [*query.shape[: rank - 3], *mask.shape[len(mask.shape) - 3 :]]
+    whole = _shaped(op.Expand(mask, op.Concat(leading, ones, axis=0)), mask, shape)
     return _to_rank_four(whole, rank)
 
 

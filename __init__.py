@@ -1,5 +1,69 @@
-"""deployml: PyTorch transformers to ONNX, with every attention fused, proven and explained."""
+"""deployml: PyTorch transformers to ONNX, with every attention fused, proven and explained.
+
+``deployml.export`` and its siblings are imported when they are first used: ``import deployml`` loads neither torch nor
+onnxruntime.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .exporter.artifact import Artifact
+    from .exporter.bench import bench
+    from .exporter.explain import explain
+    from .exporter.export import export
+    from .exporter.optimize import optimize
+    from .exporter.session import session
+    from .exporter.validate import validate
+    from .runtime.errors import (
+        DeploymlBug,
+        DeploymlError,
+        InputError,
+        ToolchainError,
+        UnsupportedError,
+        VerdictError,
+    )
+    from .runtime.report import Report, Site
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "DeploymlBug",
+    "DeploymlError",
+    "InputError",
+    "Report",
+    "Site",
+    "ToolchainError",
+    "UnsupportedError",
+    "VerdictError",
+    "bench",
+    "explain",
+    "export",
+    "optimize",
+    "session",
+    "validate",
+]
+
+_HOMES = {
+    "Artifact": ".exporter.artifact",
+    "Report": ".runtime.report",
+    "Site": ".runtime.report",
+    **dict.fromkeys(("bench", "explain", "export", "optimize", "session", "validate"), ".exporter."),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'deployml' has no attribute {name!r}")
+    home = _HOMES.get(name, ".runtime.errors")
+    module = importlib.import_module(f"{home}{name}" if home.endswith(".") else home, __package__)
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,147 @@
+"""Holding a finished ONNX file against its source, which may be a torch model or another ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.errors import InputError
+from ..runtime.feeds import InputSpec
+from ..runtime.progress import Progress
+from ..runtime.shapes import symbols_of
+from ..runtime.target import TargetName
+from ..runtime.tensors import session_runner
+from .feeding import input_specs
+from .fusing import libraries_of
+from .measuring import Graph, MakeContender, Reference, usable_threads
+from .onnx_file import open_file
+
+__all__ = ["Source", "Subject", "open_source", "open_subject"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The file under test.
+
+    Attributes:
+        graph: How to run it.
+        model: Its graph.
+    """
+
+    graph: Graph
+    model: ir.Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a file is compared with.
+
+    Attributes:
+        name: Without a folder.
+        reference: Its outputs.
+        specs: Inputs of the file under test, with what the source tells of them.
+        traced: Axis name to a size in the source's examples.
+        contender: Makes it a contender of the latency run, with the provider to report; None for an ONNX file.
+        graph: The ONNX file it is, or None.
+        notes: Sentences for the user.
+    """
+
+    name: str
+    reference: Callable[[], Reference]
+    specs: tuple[InputSpec, ...]
+    traced: Mapping[str, int] = field(default_factory=dict)
+    contender: tuple[MakeContender, str] | None = None
+    graph: Graph | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_subject(path: str | Path, target: TargetName, *, allow_cpu_fallback: bool = False) -> Subject:
+    """Read the file under test.
+
+    Raises:
+        InputError: if it is missing or no ONNX file.
+    """
+    place = Path(path).expanduser()
+    model = open_file(place)
+    libraries = libraries_of(model, target)
+    graph = Graph(path=place, target=target, libraries=libraries, allow_cpu_fallback=allow_cpu_fallback)
+    return Subject(graph=graph, model=model)
+
+
+@contextmanager
+def open_source(source: Any, subject: Subject, progress: Progress, **load_options: Any) -> Iterator[Source]:
+    """Open what the subject is compared with; torch is imported only if it is no ONNX file.
+
+    Args:
+        source: Path of an ONNX file, or what :func:`deployml.exporter.load.load` takes.
+        subject: The file under test.
+        progress: Shows the stage.
+        load_options: Passed on to the loader.
+    """
+    if isinstance(source, str | Path) and Path(source).suffix.lower() == ".onnx":
+        yield _onnx_source(Path(source).expanduser(), subject)
+        return
+    from .eager import Eager
+    from .load import load
+
+    with progress.stage("load"):
+        loaded = load(source, **load_options)
+    with loaded:
+        eager = Eager(loaded, widen=True)
+        examples = eager.examples()
+        specs = input_specs(subject.model, examples=examples)
+        _check_inputs(specs, examples, loaded.source or loaded.name)
+
+        def contender(feeds: Mapping[str, Any], stack: Any) -> Callable[[], None]:
+            return Eager(loaded).bound(feeds, stack, threads=usable_threads())
+
+        yield Source(
+            name=loaded.source or loaded.name,
+            reference=lambda: Reference(run=eager, name=eager.dtype_name, same_dtype=not eager.widened),
+            specs=specs,
+            traced=_traced(specs, examples),
+            contender=(contender, "torch-cpu"),
+            notes=loaded.notes,
+        )
+
+
+def _onnx_source(path: Path, subject: Subject) -> Source:
+    model = open_file(path)
+    graph = replace(subject.graph, path=path, target="cpu", libraries=libraries_of(model, "cpu"))
+    specs = input_specs(subject.model)
+    names = [spec.name for spec in input_specs(model)]
+    if sorted(names) != sorted(spec.name for spec in specs):
+        raise _other_inputs(specs, names, path.name)
+
+    def reference() -> Reference:
+        return Reference(run=session_runner(graph.open(optimize="none")), name=f"{path.name} in onnxruntime")
+
+    return Source(name=path.name, reference=reference, specs=specs, graph=graph)
+
+
+def _check_inputs(specs: tuple[InputSpec, ...], examples: Mapping[str, np.ndarray], source: str) -> None:
+    if sorted(spec.name for spec in specs) != sorted(examples):
+        raise _other_inputs(specs, list(examples), source)
+
+
+def _other_inputs(specs: tuple[InputSpec, ...], names: list[str], source: str) -> InputError:
+    return InputError(
+        f"the model takes {', '.join(spec.name for spec in specs)}, {source} takes {', '.join(names)}",
+        hint="compare a model with what it was made from; --input or --inputs name the inputs of a torch source",
+    )
+
+
+def _traced(specs: tuple[InputSpec, ...], examples: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Sizes of the plain symbols in the examples: the sizes the model was most likely traced with."""
+    found: dict[str, int] = {}
+    for spec in specs:
+        for dim, size in zip(spec.shape, examples[spec.name].shape, strict=False):
+            if isinstance(dim, str) and symbols_of(dim) == (dim,):
+                found.setdefault(dim, size)
+    return found

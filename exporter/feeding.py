@@ -1,0 +1,132 @@
+"""What to feed a graph: its inputs with roles and bounds, read from the graph itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from ..passes.graph import dims, op_name
+from ..runtime.errors import UnsupportedError
+from ..runtime.feeds import Case, InputSpec, MaskKind, Role, draw, grid, role_of
+from ..runtime.shapes import symbols_of
+
+__all__ = ["bench_cases", "input_specs", "parity_cases"]
+
+#: Operators that pass integer values on unchanged, for the way from an input to the table it indexes.
+_PASS_ON: Final = frozenset({"Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Slice", "Expand", "Transpose"})
+_MAX_STEPS: Final = 12
+
+#: A float mask with values this low is added to scores; 0 and 1 are not.
+_ADDITIVE: Final = -1e3
+
+#: Sizes of the run that is timed, where the model leaves a choice.
+_BENCH_BATCH: Final = 1
+_BENCH_LENGTHS: Final = (128, 64, 32, 16, 8, 2)
+
+
+def input_specs(
+    model: ir.Model, *, examples: Mapping[str, np.ndarray] | None = None, bound: int | None = None
+) -> tuple[InputSpec, ...]:
+    """Describe a graph's inputs.
+
+    Args:
+        model: The graph.
+        examples: Values the user (or the config) gave, by input name; they tell additive masks from others.
+        bound: Bound of integer inputs for which the graph shows none.
+
+    Raises:
+        UnsupportedError: if an input has no known rank or no tensor type.
+    """
+    weights = model.graph.initializers
+    inputs = [value for value in model.graph.inputs if value.name not in weights]
+    return tuple(_spec(value, (examples or {}).get(str(value.name)), bound) for value in inputs)
+
+
+def parity_cases(
+    specs: Sequence[InputSpec],
+    *,
+    traced: Mapping[str, int] | None = None,
+    limits: Mapping[str, tuple[int, int | None]] | None = None,
+) -> tuple[Case, ...]:
+    """The grid of shapes and masks to compare on; see :func:`deployml.runtime.feeds.grid`."""
+    kinds: tuple[MaskKind, ...] = ("full", "right", "left", "holes", "mixed", "one-token")
+    return grid(specs, traced=traced, limits=limits, masks=kinds)
+
+
+def bench_cases(
+    specs: Sequence[InputSpec], *, limits: Mapping[str, tuple[int, int | None]] | None = None
+) -> tuple[Case, ...]:
+    """Inputs for timing, the wish first: one row of 128 positions, and shorter ones for models that end earlier."""
+    symbols = dict.fromkeys(s for spec in specs for dim in spec.shape for s in symbols_of(dim))
+    found: dict[str, Case] = {}
+    for length in _BENCH_LENGTHS if symbols else (1,):
+        sizes = {name: _bench_size(name, length, (limits or {}).get(name, (1, None))) for name in symbols}
+        case = draw(specs, sizes)
+        found.setdefault(case.name, case)
+    return tuple(found.values())
+
+
+def _bench_size(symbol: str, length: int, limit: tuple[int, int | None]) -> int:
+    low, high = limit
+    wish = _BENCH_BATCH if symbol.lower().startswith("batch") or symbol.lower() in ("b", "n", "bs") else length
+    return max(low, wish if high is None else min(wish, high))
+
+
+def _spec(value: ir.Value, example: np.ndarray | None, bound: int | None) -> InputSpec:
+    shape, dtype = dims(value), value.dtype
+    if shape is None or dtype is None or dtype == ir.DataType.STRING:
+        raise UnsupportedError(
+            f"input '{value.name}' has no number type or no known rank",
+            hint="give the model typed inputs, or skip the checks with --no-validate --no-bench",
+        )
+    name = str(value.name)
+    axes = tuple(f"{name}_{axis}" if dim is None else dim for axis, dim in enumerate(shape))
+    return InputSpec(
+        name=name,
+        dtype=_numpy_name(dtype),
+        shape=axes,
+        role=_role(name, _numpy_name(dtype), example),
+        bound=_table_rows(value) or (bound if dtype.is_integer() else None),
+    )
+
+
+def _numpy_name(dtype: ir.DataType) -> str:
+    return dtype.numpy().name
+
+
+def _role(name: str, dtype: str, example: np.ndarray | None) -> Role:
+    guess = role_of(name, dtype)
+    is_float = dtype not in ("bool",) and not dtype.startswith(("int", "uint"))
+    if guess == "attention-mask" and is_float and example is not None and bool((example <= _ADDITIVE).any()):
+        return "additive-mask"
+    return guess
+
+
+def _table_rows(value: ir.Value) -> int | None:
+    """The smallest table that an integer input indexes: its embedding. None when no Gather is reached."""
+    if value.dtype is None or not value.dtype.is_integer():
+        return None
+    rows: list[int] = []
+    seen: set[ir.Value] = set()
+    ahead = [value]
+    for _ in range(_MAX_STEPS):
+        ahead = [out for v in ahead for out in _onward(v, rows) if out not in seen]
+        seen.update(ahead)
+    return min(rows, default=None)
+
+
+def _onward(value: ir.Value, rows: list[int]) -> Iterable[ir.Value]:
+    for use in value.uses():
+        node = use.node
+        if op_name(node) == "Gather" and use.idx == 1:
+            table = dims(node.inputs[0])
+            axis = node.attributes.get_int("axis", 0)
+            size = table[axis] if table else None
+            is_weight = node.inputs[0] is not None and node.inputs[0].is_initializer()
+            if isinstance(size, int) and is_weight:
+                rows.append(size)
+        elif op_name(node) in _PASS_ON and use.idx == 0:
+            yield node.outputs[0]

@@ -1,0 +1,137 @@
+"""From a translated or loaded graph to the fused one, its unfused sibling and the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from .. import custom_ops
+from ..passes import pipeline, registry
+from ..passes.graph import census
+from ..passes.journal import Journal
+from ..runtime.errors import DeploymlBug, InputError, VerdictError
+from ..runtime.progress import Progress
+from ..runtime.report import Site
+from ..runtime.target import Target, TargetName
+from .invariants import Signature, breaches, signature_of
+from .options import Options, require_count
+
+__all__ = ["Fused", "check_required", "fuse", "known_rules", "libraries_of", "line_of"]
+
+_BACKENDS: Final[dict[TargetName, tuple[custom_ops.Backend, ...]]] = {
+    "cpu": ("cpu",),
+    "cuda": ("cpu", "cuda"),
+    "rocm": ("cpu", "hip"),
+    "portable": (),
+}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A graph that went through the passes.
+
+    Attributes:
+        model: The fused graph.
+        unfused: The same before fusion, attention as plain operators; shares weights with ``model``.
+        journal: What the passes did.
+        signature: Inputs and outputs of the graph that came in; those of ``model`` are the same.
+        census_before: Operator counts of ``unfused``.
+        census_after: Operator counts of ``model``.
+    """
+
+    model: ir.Model
+    unfused: ir.Model
+    journal: Journal
+    signature: Signature
+    census_before: dict[str, int]
+    census_after: dict[str, int]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every attention of the model."""
+        return tuple(self.journal.sites)
+
+
+def fuse(model: ir.Model, target: Target, options: Options, progress: Progress) -> Fused:
+    """Run the passes over ``model``, which is consumed, and check what must hold afterwards.
+
+    Raises:
+        InputError: if a rule to be switched off does not exist.
+        DeploymlBug: if an invariant broke.
+    """
+    known_rules(options.disable_fusion)
+    before = signature_of(model)
+    with progress.stage("set the unfused graph aside"):
+        unfused = pipeline.baseline(model)
+
+    def stage(name: str) -> AbstractContextManager[Any]:
+        return progress.stage(f"passes: {name}")
+
+    outcome = pipeline.run(
+        model,
+        target,
+        options=pipeline.Options(fuse_attention=options.fuse_attention, disabled=tuple(options.disable_fusion)),
+        configure=custom_ops.register,  # proofs run on the CPU, whatever the target
+        stage=stage,
+    )
+    model, journal = outcome.model, outcome.journal
+    found = breaches(model, before, journal.sites)
+    if found:
+        raise DeploymlBug("; ".join(found))
+    return Fused(model, unfused, journal, before, census(unfused), census(model))
+
+
+def known_rules(names: Sequence[str]) -> None:
+    """Check names given to ``--disable-fusion``.
+
+    Raises:
+        InputError: naming those that are no rule.
+    """
+    unknown = [name for name in names if registry.find(name) is None]
+    if unknown:
+        listed = ", ".join(f"{rule.code} ({rule.name})" for rule in registry.RULES)
+        raise InputError(f"there is no rule {', '.join(unknown)}", hint=f"choose among {listed}")
+
+
+def check_required(required: str | int | None, sites: Sequence[Site], *, model: str) -> None:
+    """Hold the sites against ``--require-fused``.
+
+    Raises:
+        VerdictError: naming every declined site with its module, source line and reason.
+    """
+    count = require_count(required)
+    if count is None:
+        return
+    fused = sum(site.status == "fused" for site in sites)
+    if not sites:
+        raise VerdictError(
+            f"no attention was found in {model}, and --require-fused {required} wants it fused",
+            hint="nothing was written; leave --require-fused out for models without attention",
+        )
+    if fused >= (len(sites) if count < 0 else count):
+        return
+    declined = [site for site in sites if site.status == "declined"]
+    raise VerdictError(
+        f"{fused} of {len(sites)} attentions of {model} were fused, --require-fused wants {required}; declined:\n"
+        + "\n".join(f"  {line_of(site)}" for site in declined),
+        hint="nothing was written; deployml explain RULE tells what a rule needs, or leave --require-fused out",
+    )
+
+
+def line_of(site: Site) -> str:
+    """One line on a declined site: module, source line, reason, detail."""
+    where = site.module_path or site.name
+    source = f" ({site.source})" if site.source else ""
+    return f"{where}{source}: {site.reason}: {site.detail}"
+
+
+def libraries_of(model: ir.Model, target: TargetName) -> tuple[str, ...]:
+    """Paths of the op libraries that a graph calls; empty when it uses none of the project's operators."""
+    if custom_ops.DOMAIN not in {node.domain for node in model.graph.all_nodes()}:
+        return ()
+    paths = (custom_ops.library_path(backend) for backend in _BACKENDS[target])
+    return tuple(str(path) for path in paths if path is not None)

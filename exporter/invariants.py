@@ -1,0 +1,94 @@
+"""What must hold for every graph before it is written. A breach is ours, never the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ..passes.canonical import is_attention
+from ..passes.graph import dims, op_name
+from ..runtime.report import Site
+
+__all__ = ["Signature", "breaches", "checker_breach", "signature_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A graph's contract with its callers: (name, dtype, shape) of inputs and outputs, in order."""
+
+    inputs: tuple[tuple[str, str, tuple[int | str | None, ...] | None], ...]
+    outputs: tuple[tuple[str, str, tuple[int | str | None, ...] | None], ...]
+
+
+def signature_of(model: ir.Model) -> Signature:
+    """The contract of a model, to be compared with what becomes of it."""
+    return Signature(_described(model.graph.inputs), _described(model.graph.outputs))
+
+
+def breaches(model: ir.Model, before: Signature, sites: Sequence[Site]) -> list[str]:
+    """Sentences on each invariant that the finished graph breaks; empty when all hold.
+
+    Args:
+        model: The finished graph.
+        before: The contract of the graph it was made from.
+        sites: The sites that the passes reported.
+    """
+    return [*_interface(model, before), *_leftovers(model), *_missing_sites(model, sites)]
+
+
+def checker_breach(path: Path) -> str | None:
+    """onnx's own verdict on a written file, in one line; None when it has nothing to say."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        return f"onnx's checker refuses {path.name}: {' '.join(str(error).split())[:400]}"
+    return None
+
+
+def _described(values: Sequence[ir.Value]) -> tuple[tuple[str, str, tuple[int | str | None, ...] | None], ...]:
+    return tuple((str(v.name), str(v.dtype), dims(v)) for v in values)
+
+
+def _interface(model: ir.Model, before: Signature) -> list[str]:
+    after = signature_of(model)
+    found = []
+    for role, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
+        if [o[:2] for o in old] != [n[:2] for n in new]:
+            found.append(f"the {role}s were {_text(old)} and are {_text(new)}")
+            continue
+        found += [
+            f"{role} '{name}' had the shape {list(was)} and has {None if now is None else list(now)}"
+            for (name, _, was), (_, _, now) in zip(old, new, strict=True)
+            if was is not None and not _keeps(was, now)
+        ]
+    return found
+
+
+def _keeps(was: Sequence[int | str | None], now: Sequence[int | str | None] | None) -> bool:
+    """Whether every known dimension stayed as it was; one that was unknown may have been found out."""
+    if now is None or len(was) != len(now):
+        return False
+    return all(a is None or a == b for a, b in zip(was, now, strict=True))
+
+
+def _text(values: Sequence[tuple[str, str, object]]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype, _ in values) or "none"
+
+
+def _leftovers(model: ir.Model) -> list[str]:
+    graphs = [model.graph, *(f.graph for f in model.functions.values())]
+    left = [str(n.name) for g in graphs for n in g.all_nodes() if is_attention(n)]
+    return [f"canonical attention is left in the graph: {', '.join(left[:5])}"] if left else []
+
+
+def _missing_sites(model: ir.Model, sites: Sequence[Site]) -> list[str]:
+    there = {str(n.name): op_name(n) for n in model.graph.all_nodes()}
+    return [
+        f"attention site {site.index} was reported as {site.op} '{site.name}', the graph has {there.get(site.name)}"
+        for site in sites
+        if site.status == "fused" and there.get(site.name) != site.op
+    ]

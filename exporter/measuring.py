@@ -1,0 +1,170 @@
+"""Parity and latency of written graphs, given a reference; knows nothing of torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from ..runtime import latency, parity
+from ..runtime.feeds import Case
+from ..runtime.parity import Runner
+from ..runtime.progress import Progress
+from ..runtime.report import LatencyReport, ParityReport
+from ..runtime.session import Optimize, feeds_for, open_session
+from ..runtime.target import TargetName
+from ..runtime.tensors import session_runner, to_ort
+
+__all__ = ["TOLERANCE", "Graph", "Reference", "check_loads", "measure_latency", "measure_parity", "usable_threads"]
+
+#: Granted difference, relative to the largest reference value of each output.
+TOLERANCE = 1e-4
+
+#: Makes a contender on fixed inputs; what it opened is closed with the stack.
+MakeContender = Callable[[Mapping[str, object], ExitStack], Callable[[], None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """A written graph and how to open it.
+
+    Attributes:
+        path: The file.
+        target: What it runs on.
+        libraries: Op libraries it needs.
+        allow_cpu_fallback: Accept a session on the CPU.
+    """
+
+    path: Path
+    target: TargetName = "cpu"
+    libraries: tuple[str, ...] = ()
+    allow_cpu_fallback: bool = False
+
+    def open(
+        self, *, threads: int | None = None, optimize: Optimize = "all", stop_spinning: bool = False
+    ) -> onnxruntime.InferenceSession:
+        """A session, or the reason why there is none."""
+        return open_session(
+            self.path,
+            self.target,
+            libraries=self.libraries,
+            threads=threads,
+            allow_cpu_fallback=self.allow_cpu_fallback,
+            optimize=optimize,
+            stop_spinning=stop_spinning,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What a graph is compared with.
+
+    Attributes:
+        run: Named arrays to outputs.
+        name: For the report: "eager float32".
+        same_dtype: Whether output dtypes must be equal to the graph's.
+    """
+
+    run: Runner
+    name: str
+    same_dtype: bool = True
+
+
+def check_loads(graph: Graph) -> None:
+    """Open the graph once.
+
+    Raises:
+        DeploymlError: if onnxruntime does not load it.
+    """
+    graph.open(threads=1)
+
+
+def measure_parity(
+    graph: Graph, unfused: Graph | None, reference: Reference, cases: Sequence[Case], progress: Progress
+) -> ParityReport:
+    """Compare a graph with its reference on every case; see :func:`deployml.runtime.parity.validate`."""
+    with progress.stage("validate") as stage:
+        stage.total(len(cases))
+        session = graph.open()
+        plain = None if unfused is None else unfused.open()
+        return parity.validate(
+            session_runner(session),
+            reference.run,
+            cases,
+            output_names=[output.name for output in session.get_outputs()],
+            tolerance=TOLERANCE,
+            reference_name=reference.name,
+            unfused=None if plain is None else session_runner(plain),
+            same_dtype=reference.same_dtype,
+            on_case=lambda case: stage.advance(text=case.name),
+        )
+
+
+def measure_latency(
+    graphs: Mapping[str, Graph],
+    cases: Sequence[Case],
+    progress: Progress,
+    *,
+    others: Mapping[str, tuple[MakeContender, str]] | None = None,
+    seconds: float = 10.0,
+    threads: int | None = None,
+    max_slowdown: float | None = None,
+) -> LatencyReport:
+    """Time graphs and other contenders in turn; see :func:`deployml.runtime.latency.bench`.
+
+    Args:
+        graphs: Name to graph; "fused" is the one the others are compared with.
+        cases: Inputs to time with, the wish first; the first that the graphs run is taken.
+        progress: Shows the stage.
+        others: Further contenders: how to make one, and the provider to report.
+        seconds: Time for all of it.
+        threads: Threads of every contender; as many as the process may use when None.
+        max_slowdown: How many times slower than "unfused" the fused graph may be.
+    """
+    count = threads or usable_threads()
+    with progress.stage("bench"), ExitStack() as stack:
+        sessions = {name: graph.open(threads=count, stop_spinning=True) for name, graph in graphs.items()}
+        case = _first_that_runs(next(iter(sessions.values())), cases)
+        contenders: dict[str, Callable[[], None]] = {}
+        providers: dict[str, str] = {}
+        for name, (make, provider) in (others or {}).items():
+            contenders[name], providers[name] = make(case.feeds, stack), provider
+        for name, session in sessions.items():
+            provider = session.get_providers()[0]
+            device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
+            contenders[name] = latency.bound_runner(session, case.feeds, device=device)
+            providers[name] = provider
+        return latency.bench(
+            contenders,
+            shapes={name: tuple(array.shape) for name, array in case.feeds.items()},
+            threads=count,
+            providers=providers,
+            seconds=seconds,
+            max_slowdown=max_slowdown,
+        )
+
+
+def _first_that_runs(session: onnxruntime.InferenceSession, cases: Sequence[Case]) -> Case:
+    """The first case within the model's limits (a table of positions ends somewhere); the last where none runs."""
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = 4  # a length that does not fit is no news
+    for case in cases[:-1]:
+        try:
+            session.run_with_ort_values(
+                None, {name: to_ort(array) for name, array in feeds_for(session, case.feeds).items()}, quiet
+            )
+        except Exception:  # onnxruntime raises classes of its own, one for each status
+            continue
+        return case
+    return cases[-1]
+
+
+def usable_threads() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

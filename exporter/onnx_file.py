@@ -1,0 +1,140 @@
+"""Reading ONNX files of any origin into the project's IR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from ..passes.graph import dims
+from ..runtime.errors import InputError, UnsupportedError
+from .options import MIN_OPSET
+
+__all__ = ["lift_opset", "open_file", "read_model"]
+
+#: What a file looks like that is not ONNX but is often taken for it.
+_MAGIC: Final[dict[bytes, str]] = {
+    b"PK\x03\x04": "a zip archive, as torch.save and torch.export.save write: deployml export takes it",
+    b"\x80": "a pickle: deployml export takes it",
+    b"TFL3": "a TensorFlow Lite file",
+}
+
+
+def read_model(path_or_model: Any) -> tuple[ir.Model, str]:
+    """Read a model and its name without the folder.
+
+    Args:
+        path_or_model: Path, ``onnx.ModelProto`` or ``onnx_ir.Model``.
+
+    Raises:
+        InputError: if the file is missing, no ONNX, truncated, or its weights file is missing or short.
+    """
+    if isinstance(path_or_model, ir.Model):
+        return path_or_model, path_or_model.graph.name or "model"
+    if isinstance(path_or_model, onnx.ModelProto):
+        return ir.serde.deserialize_model(path_or_model), path_or_model.graph.name or "model"
+    if not isinstance(path_or_model, str | Path):
+        raise InputError(
+            f"cannot optimize a {type(path_or_model).__name__}",
+            hint="give the path of an ONNX file, or use deployml.export for a torch module",
+        )
+    path = Path(path_or_model).expanduser()
+    return open_file(path), path.name
+
+
+def open_file(path: Path) -> ir.Model:
+    """Read an ONNX file; weights in a file of their own are mapped, not read.
+
+    Raises:
+        InputError: if it is missing, no ONNX, truncated, or its weights file is missing or short.
+    """
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder, not an ONNX file", hint="name the .onnx file inside it")
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}'", hint="check the path")
+    try:
+        model = ir.load(path)
+    except (DecodeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _unreadable(path) from error
+    if not model.graph.opset_imports or not len(model.graph.outputs):
+        raise _unreadable(path)
+    _check_weights(model, path)
+    return model
+
+
+def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
+    """Convert a model, in place, to ``wanted``, or to the oldest opset the passes are written for.
+
+    Returns:
+        A sentence for the user where anything was converted.
+
+    Raises:
+        UnsupportedError: if the model uses no ai.onnx operators, or onnxscript cannot convert it.
+    """
+    have = model.graph.opset_imports.get("", model.graph.opset_imports.pop("ai.onnx", None))
+    if have is None:
+        raise UnsupportedError(
+            "the model imports no ai.onnx operators", hint="give a model that is made of ONNX operators"
+        )
+    model.graph.opset_imports[""] = have
+    goal = wanted if wanted is not None else max(have, MIN_OPSET)
+    if goal == have:
+        return ()
+    if goal < have:
+        raise UnsupportedError(
+            f"the model has opset {have} and cannot be lowered to {goal}", hint=f"leave --opset out, or give {have}"
+        )
+    from onnxscript import version_converter
+
+    signature = [(value, value.shape, value.type) for value in (*model.graph.inputs, *model.graph.outputs)]
+    try:
+        version_converter.convert_version(model, goal, fallback=True)
+    except Exception as error:  # the converter has no exception of its own
+        raise UnsupportedError(
+            f"the model cannot be converted from opset {have} to {goal}: {error}",
+            hint=f"export it anew with opset {goal}",
+        ) from error
+    for value, shape, kind in signature:
+        value.shape, value.type = shape, kind
+    if model.graph.opset_imports[""] != goal:
+        raise UnsupportedError(
+            f"the model cannot be converted from opset {have} to {goal}", hint=f"export it anew with opset {goal}"
+        )
+    return (f"converted from opset {have} to {goal}",)
+
+
+def _unreadable(path: Path) -> InputError:
+    with path.open("rb") as file:
+        head = file.read(4)
+    what = next((said for magic, said in _MAGIC.items() if head.startswith(magic)), None)
+    if not head:
+        what = "empty"
+    return InputError(
+        f"'{path.name}' is no ONNX file" + (f": it is {what}" if what else ", or it is damaged"),
+        hint="check the path, or copy the file again",
+    )
+
+
+def _check_weights(model: ir.Model, path: Path) -> None:
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            place = Path(tensor.path)
+            if not place.is_file():
+                raise InputError(
+                    f"the weights of '{path.name}' are missing: there is no {Path(tensor.location).name} beside it",
+                    hint="put the weights file next to the model; the two belong together",
+                )
+            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+            if place.stat().st_size < end:
+                raise InputError(
+                    f"the weights file {place.name} is too short for '{name}' of '{path.name}'",
+                    hint="copy both files again; they must come from one export",
+                )
+            if dims(value) is None and tensor.shape is None:
+                raise _unreadable(path)

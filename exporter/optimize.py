@@ -1,0 +1,118 @@
+"""``deployml.optimize``: fuse any ONNX file, whoever exported it. Works without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..runtime.progress import Progress
+from ..runtime.providers import check_available, providers_for
+from ..runtime.target import TargetName
+from ..runtime.tensors import session_runner
+from .artifact import Artifact
+from .feeding import bench_cases, input_specs, parity_cases
+from .finishing import Checks, finish
+from .fusing import check_required, fuse, known_rules
+from .measuring import Graph, Reference
+from .onnx_file import lift_opset, read_model
+from .options import ExternalData, Options, output_path
+
+__all__ = ["optimize"]
+
+
+def optimize(
+    path_or_model: Any,
+    *,
+    output: str | Path,
+    target: TargetName = "cpu",
+    fuse_attention: bool = True,
+    require_fused: str | int | None = None,
+    validate: bool = True,
+    bench: bool = False,
+    opset: int | None = None,
+    min_onnxruntime: str | None = None,
+    disable_fusion: Sequence[str] = (),
+    external_data: ExternalData = "auto",
+    allow_cpu_fallback: bool = False,
+    raise_on_failure: bool = False,
+    bench_seconds: float = 10.0,
+    progress: bool | Progress = False,
+) -> Artifact:
+    """Fuse an ONNX model, compare it with the model it was made from, and report.
+
+    Args:
+        path_or_model: Path of an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model`` (changed in place).
+        output: Path of the result; may be the source's own.
+        target: "cpu", "cuda", "rocm" or "portable" (standard ONNX operators only).
+        fuse_attention: Fuse attention and its neighbours.
+        require_fused: "all" or a least number of fused attentions; unmet, nothing is written.
+        validate: Compare with the given graph, run without onnxruntime's own fusions, over a grid of shapes.
+        bench: Time the given graph and the fused one in one interleaved run.
+        opset: ai.onnx opset to convert to first; None keeps the file's, or lifts an older one to 20.
+        min_onnxruntime: Oldest onnxruntime the graph must load on; None means the installed one.
+        disable_fusion: Codes or names of rules that must not run.
+        external_data: Weights in a file of their own above a size ("auto"), "always" or "never".
+        allow_cpu_fallback: Accept checks on the CPU where the target's provider does not come up.
+        raise_on_failure: Raise ``VerdictError`` on a failed verdict, once the files are written.
+        bench_seconds: Time for the latency run.
+        progress: Show bars on stderr; or a :class:`Progress` to use.
+
+    Returns:
+        The path and the report. A failed verdict is in the report.
+
+    Raises:
+        DeploymlError: The model or an option cannot be used; nothing is written.
+        VerdictError: ``require_fused`` is unmet (nothing is written), or ``raise_on_failure``.
+    """
+    options = Options(
+        target=target,
+        opset=opset,
+        min_onnxruntime=min_onnxruntime,
+        fuse_attention=fuse_attention,
+        require_fused=require_fused,
+        disable_fusion=tuple(disable_fusion),
+        external_data=external_data,
+        validate=validate,
+        bench=bench,
+        allow_cpu_fallback=allow_cpu_fallback,
+        raise_on_failure=raise_on_failure,
+    )
+    path = output_path(output)
+    known_rules(options.disable_fusion)
+    options.resolve()
+    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
+    with bars:
+        with bars.stage("load"):
+            model, source = read_model(path_or_model)
+            lifted = lift_opset(model, options.opset)
+        resolved = replace(options.resolve(opset=model.graph.opset_imports[""]), opset=model.graph.opset_imports[""])
+        if (validate or bench) and not allow_cpu_fallback:
+            check_available(providers_for(resolved)[0])
+        specs = input_specs(model)
+        fused = fuse(model, resolved, options, bars)
+        check_required(require_fused, fused.sites, model=source)
+        checks = Checks(
+            reference=_given_graph,
+            cases=lambda: parity_cases(specs),
+            bench=lambda: bench_cases(specs),
+            seconds=bench_seconds,
+        )
+        return finish(
+            "optimize",
+            path,
+            source=source,
+            fused=fused,
+            target=resolved,
+            options=options,
+            checks=checks,
+            notes=lifted,
+            progress=bars,
+        )
+
+
+def _given_graph(unfused: Graph) -> Reference:
+    """The unfused graph on the CPU, as it is written, without onnxruntime's fusions."""
+    session = replace(unfused, target="cpu").open(optimize="none")
+    return Reference(run=session_runner(session), name="the unfused graph in onnxruntime")

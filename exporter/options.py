@@ -1,0 +1,128 @@
+"""The options that every command shares, checked once, and the target they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from ..runtime.errors import InputError
+from ..runtime.target import Target, TargetName, parse_version
+from ..runtime.versions import onnxruntime_version
+
+__all__ = ["MAX_OPSET", "MIN_ONNXRUNTIME", "MIN_OPSET", "ExternalData", "Options", "output_path", "require_count"]
+
+ExternalData = Literal["auto", "always", "never"]
+
+#: Opsets the passes are written for, and the newest one that torch translates to.
+MIN_OPSET: Final = 20
+MAX_OPSET: Final = 23
+#: Oldest onnxruntime that models are made for.
+MIN_ONNXRUNTIME: Final = (1, 22)
+
+#: The opset of a target when none is asked for: 21 loads everywhere, the standard Attention came with 23.
+_DEFAULT_OPSET: Final[dict[TargetName, int]] = {"cpu": 21, "cuda": 21, "rocm": 21, "portable": 23}
+#: The oldest onnxruntime that loads an opset (its release notes).
+_OPSET_SINCE: Final[dict[int, tuple[int, ...]]] = {23: (1, 22)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a user may choose about the produced graph and the checks.
+
+    Attributes:
+        target: "cpu", "cuda", "rocm" or "portable" (standard ONNX operators only).
+        opset: ai.onnx opset; None picks the target's default.
+        min_onnxruntime: Oldest onnxruntime the graph must load on ("1.22"); None means the installed one.
+        fuse_attention: Fuse attention and its neighbours.
+        require_fused: "all", a least number of fused attentions, or None.
+        disable_fusion: Codes or names of rules that must not run.
+        external_data: Weights in a file of their own: above a size ("auto"), "always" or "never".
+        validate: Compare the result with its source.
+        bench: Time the result against its source.
+        allow_cpu_fallback: Accept a session on the CPU where the target's provider does not come up.
+        raise_on_failure: Raise :class:`deployml.VerdictError` on a failed verdict, once the files are written.
+    """
+
+    target: TargetName = "cpu"
+    opset: int | None = None
+    min_onnxruntime: str | None = None
+    fuse_attention: bool = True
+    require_fused: str | int | None = None
+    disable_fusion: tuple[str, ...] = ()
+    external_data: ExternalData = "auto"
+    validate: bool = True
+    bench: bool = False
+    allow_cpu_fallback: bool = False
+    raise_on_failure: bool = False
+
+    def __post_init__(self) -> None:
+        require_count(self.require_fused)
+        if self.require_fused is not None and not self.fuse_attention:
+            raise InputError(
+                "--require-fused asks for fused attention and --no-fuse-attention forbids it",
+                hint="leave one of the two out",
+            )
+        if self.external_data not in get_args(ExternalData):
+            raise InputError(
+                f"there is no way '{self.external_data}' to store weights",
+                hint=f"choose one of {', '.join(get_args(ExternalData))}",
+            )
+
+    def resolve(self, *, opset: int | None = None) -> Target:
+        """The target these options add up to.
+
+        Args:
+            opset: Opset that the graph has already; it wins over the target's default.
+
+        Raises:
+            InputError: if the target, opset or version is unknown, or they do not go together.
+        """
+        version = onnxruntime_version() if self.min_onnxruntime is None else parse_version(self.min_onnxruntime)
+        if version < MIN_ONNXRUNTIME:
+            raise InputError(
+                f"models are made for onnxruntime {_text(MIN_ONNXRUNTIME)} or newer, not {_text(version)}",
+                hint=f"give --min-onnxruntime {_text(MIN_ONNXRUNTIME)} or newer",
+            )
+        chosen = self.opset or opset or _DEFAULT_OPSET.get(self.target, MIN_OPSET)
+        if self.opset is not None and not MIN_OPSET <= self.opset <= MAX_OPSET:
+            raise InputError(f"opset {self.opset} is not supported", hint=f"choose --opset {MIN_OPSET} to {MAX_OPSET}")
+        if version < _OPSET_SINCE.get(chosen, version):
+            raise InputError(
+                f"onnxruntime {_text(version)} does not load opset {chosen}", hint="choose a lower --opset"
+            )
+        return Target(name=self.target, onnxruntime=version, opset=chosen)
+
+
+def require_count(required: Any) -> int | None:
+    """The least number of fused attentions; None for no requirement, -1 for "all".
+
+    Raises:
+        InputError: if it is neither "all" nor a whole number of at least 1.
+    """
+    if required is None:
+        return None
+    if isinstance(required, str) and required.strip().lower() == "all":
+        return -1
+    text = str(required).strip()
+    if isinstance(required, bool) or not text.isdecimal() or int(text) < 1:
+        raise InputError(f"'{required}' is no number of attentions", hint="give --require-fused all, or a number")
+    return int(text)
+
+
+def output_path(output: str | Path) -> Path:
+    """The path a model is to be written to.
+
+    Raises:
+        InputError: if its name does not end in .onnx.
+    """
+    path = Path(output).expanduser()
+    if path.suffix.lower() != ".onnx" or not path.stem:
+        raise InputError(
+            f"'{path}' is no name for an ONNX file", hint=f"let it end in .onnx: -o {path.name or 'model'}.onnx"
+        )
+    return path
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

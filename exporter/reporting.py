@@ -1,0 +1,84 @@
+"""Putting together the report of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .. import __version__
+from ..passes.rule import ASSUMPTIONS
+from ..runtime.report import LatencyReport, ParityReport, Report, Stage, Verdict
+from ..runtime.target import Target
+from ..runtime.versions import installed
+from .fusing import Fused
+from .options import Options
+
+__all__ = ["NOT_ASKED", "make_report", "properties_of", "total_verdict"]
+
+#: Why a check did not run, when the user switched it off.
+NOT_ASKED: Mapping[str, str] = {"validate": "switched off (--no-validate)", "bench": "not asked for"}
+
+#: Packages that decide what a graph looks like; their versions are written into it.
+_MAKERS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime", "transformers")
+
+
+def total_verdict(parity: ParityReport | None, latency: LatencyReport | None) -> Verdict:
+    """The verdict of a whole run: a failure wins, then what could not be decided."""
+    verdicts = [part.verdict for part in (parity, latency) if part is not None]
+    if "fail" in verdicts:
+        return "fail"
+    return "inconclusive" if "inconclusive" in verdicts or "not-run" in verdicts else "pass"
+
+
+def properties_of(target: Target, fused: Fused) -> dict[str, str]:
+    """Metadata to write into a model: versions and target; nothing of the machine and no time."""
+    found = {f"deployml.with.{name}": version for name, version in installed(_MAKERS).items()}
+    found["deployml.version"] = __version__
+    found["deployml.target"] = target.name
+    found["deployml.onnxruntime"] = ".".join(map(str, target.onnxruntime))
+    if fused.journal.assumptions():
+        found["deployml.assumptions"] = ",".join(fused.journal.assumptions())
+    return found
+
+
+def make_report(
+    command: str,
+    *,
+    source: str,
+    target: Target,
+    options: Options,
+    fused: Fused,
+    files: Mapping[str, str],
+    parity: ParityReport | None,
+    latency: LatencyReport | None,
+    notes: Sequence[str],
+    not_run: Mapping[str, str],
+    libraries: Sequence[str],
+    stages: Sequence[Stage],
+) -> Report:
+    """The report of an export or an optimize run."""
+    journal = fused.journal
+    skipped = dict(not_run)
+    if not options.fuse_attention:
+        skipped["fusion"] = "attention was left unfused (--no-fuse-attention)"
+    return Report(
+        command=command,
+        verdict=total_verdict(parity, latency),
+        model=files["model"],
+        source=source,
+        target=target.name,
+        versions=installed(),
+        sites=fused.sites,
+        rewrites=tuple(journal.rewrites),
+        declines=tuple(journal.declines),
+        passes=tuple(journal.passes),
+        census_before=fused.census_before,
+        census_after=fused.census_after,
+        parity=parity,
+        latency=latency,
+        assumptions={name: ASSUMPTIONS[name] for name in journal.assumptions()},
+        warnings=tuple(dict.fromkeys([*notes, *journal.notes])),
+        not_run=skipped,
+        files=dict(files),
+        libraries=tuple(libraries),
+        stages=tuple(stages),
+    )

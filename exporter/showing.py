@@ -1,0 +1,67 @@
+"""What the command line prints for people, for everything that a command returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.text import Text
+
+from ..runtime.report import Report
+from ..runtime.summary import render
+from .doctor import Diagnosis
+from .explain import RulePage
+from .kernels import Kernels
+
+__all__ = ["show"]
+
+_WIDTH = 80
+
+
+def show(value: Any, console: Console | None = None) -> None:
+    """Print a report, a rule's page, a diagnosis or the list of kernels on stdout, 80 columns wide."""
+    out = console or Console()
+    match value:
+        case Report():
+            render(value, out)
+        case RulePage():
+            _show_rule(value, out)
+        case Diagnosis():
+            _show_diagnosis(value, out)
+        case Kernels():
+            _show_kernels(value, out)
+        case _:
+            raise TypeError(f"nothing shows a {type(value).__name__}")
+
+
+def _show_rule(page: RulePage, out: Console) -> None:
+    _line(out, f"{page.code}  {page.name}", style="bold")
+    _line(out, f"{page.status} since {page.since}, safety: {page.safety}, emits: {', '.join(page.emits) or '-'}")
+    _line(out, f"\n{page.summary}")
+    for title, text in page.sections.items():
+        _line(out, f"\n{title}", style="bold")
+        out.print(Markdown(text), width=min(_WIDTH, out.width))
+
+
+def _show_diagnosis(found: Diagnosis, out: Console) -> None:
+    for title, facts in (("Versions", found.versions), ("Targets", found.targets), ("Op libraries", found.libraries)):
+        _line(out, title, style="bold")
+        width = max((len(name) for name in facts), default=0)
+        for name, said in facts.items():
+            _line(out, f"  {name:<{width}}  {said}")
+    _line(out, "Problems", style="bold")
+    for problem in found.problems:
+        _line(out, f"  {problem.what}\n    -> {problem.hint}", style="red")
+    if not found.problems:
+        _line(out, "  none known")
+
+
+def _show_kernels(found: Kernels, out: Console) -> None:
+    _line(out, f"operators of the domain '{found.domain}'", style="bold")
+    for backend, path in found.libraries.items():
+        _line(out, f"  {backend:<5} {path or 'not built'}")
+
+
+def _line(out: Console, text: str, *, style: str = "") -> None:
+    out.print(Text(text, style=style, overflow="fold"), width=min(_WIDTH, out.width), highlight=False)

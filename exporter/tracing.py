@@ -1,0 +1,131 @@
+"""The torch half of an export: load, trace, translate, and stand by as reference and contender.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.feeds import Case, InputSpec
+from ..runtime.progress import Progress
+from .capture import capture, check_dynamic
+from .capture.captured import Captured
+from .eager import Eager
+from .feeding import bench_cases, input_specs, parity_cases
+from .inputs.vocabulary import vocabulary_of
+from .load import load
+from .loaded import Loaded
+from .measuring import Graph, MakeContender, Reference, usable_threads
+from .translate import translate
+
+__all__ = ["Traced", "load_and_translate"]
+
+Limits = Mapping[str, tuple[int, int | None]]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A torch model and the graph it became.
+
+    Attributes:
+        loaded: The model with its example inputs.
+        captured: The traced program.
+        model: The graph, attention calls as canonical nodes; the passes change it in place.
+        specs: Its inputs with roles and bounds.
+        notes: Sentences for the user.
+    """
+
+    loaded: Loaded
+    captured: Captured
+    model: ir.Model
+    specs: tuple[InputSpec, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """What it was made from, without a folder."""
+        return self.loaded.source or self.loaded.name
+
+    def reference(self, unfused: Graph) -> Reference:
+        """The eager model; half precision is computed in float32."""
+        del unfused
+        eager = Eager(self.loaded, widen=True)
+        return Reference(run=eager, name=eager.dtype_name, same_dtype=not eager.widened)
+
+    def parity_cases(self) -> tuple[Case, ...]:
+        """Shapes that the trace did not see, and masks."""
+        return parity_cases(self.specs, traced=_traced_sizes(self), limits=axis_limits(self.captured))
+
+    def bench_cases(self) -> tuple[Case, ...]:
+        """Inputs of the timed run, the wish first."""
+        return bench_cases(self.specs, limits=axis_limits(self.captured))
+
+    def contenders(self) -> dict[str, tuple[MakeContender, str]]:
+        """Eager torch, for the latency run."""
+
+        def make(feeds: Mapping[str, Any], stack: ExitStack) -> Callable[[], None]:
+            return Eager(self.loaded).bound(feeds, stack, threads=usable_threads())
+
+        return {"eager": (make, "torch-cpu")}
+
+
+@contextmanager
+def load_and_translate(
+    source: Any, *, opset: int, progress: Progress, inputs: Sequence[str] = (), **load_options: Any
+) -> Iterator[Traced]:
+    """Load a model, trace it and translate it; a caller's module is put back when the block is left.
+
+    Args:
+        source: See :func:`deployml.export`.
+        opset: ai.onnx opset of the graph.
+        progress: Shows and times the stages.
+        inputs: ``NAME:DTYPE[DIMS]`` texts.
+        load_options: Passed on to :func:`deployml.exporter.load.load`.
+    """
+    with progress.stage("load"):
+        loaded = load(source, inputs=inputs, **load_options)
+    with loaded:
+        with progress.stage("trace"):
+            captured = capture(loaded)
+        with progress.stage("check axes"):
+            checked = check_dynamic(loaded, captured)
+        with progress.stage("translate"):
+            translated = translate(captured, opset=opset)
+        specs = input_specs(translated.model, examples=Eager(loaded).examples(), bound=_index_bound(loaded))
+        notes = tuple(dict.fromkeys([*loaded.notes, *captured.notes, *checked, *translated.notes]))
+        yield Traced(loaded, captured, translated.model, specs, notes)
+
+
+def axis_limits(captured: Captured) -> Limits:
+    """Axis name to the sizes the program was traced for."""
+    found: dict[str, tuple[int, int | None]] = {}
+    for symbol, bounds in captured.program.range_constraints.items():
+        name = captured.axis_names.get(str(symbol))
+        if name is None:
+            continue
+        upper = int(bounds.upper) if bounds.upper.is_Integer else None  # sympy's and torch's infinities are not
+        found[name] = (max(1, int(bounds.lower)), upper)
+    return found
+
+
+def _traced_sizes(traced: Traced) -> dict[str, int]:
+    """Axis name to its size in the example inputs."""
+    examples: Mapping[str, np.ndarray] = Eager(traced.loaded).examples()
+    return {
+        name: examples[tensor].shape[axis]
+        for tensor, axes in traced.captured.dynamic_axes.items()
+        for axis, name in axes.items()
+        if tensor in examples
+    }
+
+
+def _index_bound(loaded: Loaded) -> int | None:
+    """A bound that every embedding table of a module honours; None for programs, whose graph shows it."""
+    return vocabulary_of(loaded.module).indices if loaded.kind == "module" else None

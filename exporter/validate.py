@@ -1,0 +1,81 @@
+"""``deployml.validate``: parity of an ONNX file with its source over a grid of shapes and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.progress import Progress
+from ..runtime.report import Report
+from ..runtime.target import TargetName
+from ..runtime.versions import installed
+from .against import open_source, open_subject
+from .feeding import parity_cases
+from .measuring import measure_parity
+from .reporting import total_verdict
+
+__all__ = ["validate"]
+
+
+def validate(
+    model: str | Path,
+    *,
+    against: Any,
+    target: TargetName = "cpu",
+    inputs: Sequence[str] = (),
+    inputs_file: str | Path | None = None,
+    factory: str | Callable[[], Any] | None = None,
+    trust_pickle: bool = False,
+    allow_globals: Sequence[str] = (),
+    allow_cpu_fallback: bool = False,
+    progress: bool | Progress = False,
+) -> Report:
+    """Compare an ONNX file with what it was made from.
+
+    Args:
+        model: The ONNX file.
+        against: The source: whatever :func:`deployml.export` takes, or an ONNX file.
+        target: What the file runs on.
+        inputs: Inputs of a torch source as text, ``NAME:DTYPE[batch,seq,64]``.
+        inputs_file: An ``.npz`` or ``.pt`` file of example inputs of a torch source.
+        factory: ``pkg.mod:build``, ``FILE.py:FN`` or a callable that builds the module a state_dict belongs to.
+        trust_pickle: Run whatever a pickled file asks for.
+        allow_globals: Dotted names a pickled file may use.
+        allow_cpu_fallback: Accept a session on the CPU where the target's provider does not come up.
+        progress: Show bars on stderr; or a :class:`Progress` to use.
+
+    Returns:
+        A report whose ``parity`` is filled. A failed verdict is in the report.
+
+    Raises:
+        DeploymlError: if either side cannot be opened, or their inputs differ.
+    """
+    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
+    with bars:
+        subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
+        with open_source(
+            against,
+            subject,
+            bars,
+            inputs=inputs,
+            inputs_file=inputs_file,
+            factory=factory,
+            trust_pickle=trust_pickle,
+            allow_globals=allow_globals,
+        ) as source:
+            cases = parity_cases(source.specs, traced=source.traced)
+            parity = measure_parity(subject.graph, None, source.reference(), cases, bars)
+        return Report(
+            command="validate",
+            verdict=total_verdict(parity, None),
+            model=subject.graph.path.name,
+            source=source.name,
+            target=target,
+            versions=installed(),
+            parity=parity,
+            warnings=source.notes,
+            not_run={"bench": "not part of validate"},
+            libraries=tuple(Path(library).name for library in subject.graph.libraries),
+            stages=bars.stages,
+        )

@@ -143,10 +143,13 @@ def examples_of(loaded: Loaded) -> Examples:
 def _signature(loaded: Loaded) -> inspect.Signature:
     if loaded.kind != "torchscript":
         return inspect.signature(loaded.module.forward)
-    # Without defaults: a compiled method takes its arguments by position, so none may be left out in between.
-    arguments = loaded.module.forward.schema.arguments[1:]
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature([inspect.Parameter(argument.name, kind) for argument in arguments])
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    return inspect.Signature(
+        [
+            inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else empty)
+            for a in loaded.module.forward.schema.arguments[1:]
+        ]
+    )
 
 
 def _bind(loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
@@ -161,7 +164,7 @@ def _bind(loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
             where=loaded.source or loaded.name,
         ) from None
     if loaded.kind == "torchscript":
-        return tuple(bound.arguments.values()), {}, list(bound.arguments)
+        return _by_position(bound)
     args: list[Any] = []
     names: list[str] = []
     for name, parameter in signature.parameters.items():
@@ -177,6 +180,12 @@ def _bind(loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
     order = {name: index for index, name in enumerate(signature.parameters)}
     kwargs = dict(sorted(loaded.kwargs.items(), key=lambda item: order.get(item[0], len(order))))
     return tuple(args), kwargs, [*names, *kwargs]
+
+
+def _by_position(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+    """Every argument of a compiled method by position, defaults included: its converter wants all of them."""
+    bound.apply_defaults()
+    return tuple(bound.arguments.values()), {}, list(bound.arguments)
 
 
 def _top_level(path: Sequence[Any], names: Sequence[str], arg_count: int) -> tuple[str, list[Any]]:

@@ -24,7 +24,8 @@ def as_module(loaded: Loaded) -> torch.nn.Module:
         UnsupportedError: the archive uses what the converter does not know.
     """
     converter = _converter(loaded)
-    args, _ = examples_of(loaded).call()
+    examples = examples_of(loaded)
+    args, _ = examples.call()
     if not args:
         raise InputError(
             f"The TorchScript archive '{loaded.source or loaded.name}' needs example inputs to be converted.",
@@ -33,6 +34,13 @@ def as_module(loaded: Loaded) -> torch.nn.Module:
     try:
         program = converter(loaded.module, args).convert()
     except Exception as error:  # the converter raises plain RuntimeErrors of every kind
+        absent = [leaf.name for leaf in examples.leaves if leaf.value is None]
+        if absent:
+            raise UnsupportedError(
+                f"The TorchScript archive '{loaded.source or loaded.name}' has optional arguments that were left "
+                f"out ({', '.join(absent)}); the converter cannot follow them.",
+                hint=f"Give example inputs for them. {_HINT}",
+            ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UnsupportedError(
             f"The TorchScript archive '{loaded.source or loaded.name}' cannot be converted: "

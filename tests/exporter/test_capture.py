@@ -1,0 +1,287 @@
+"""Names, axes, kinds of source and refusals of ``capture``."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+
+from deployml.exporter.capture import capture, check_dynamic
+from deployml.exporter.loaded import Loaded
+from deployml.runtime.errors import InputError, UnsupportedError
+
+AXES = {"x": {0: "batch", 1: "sequence"}}
+
+
+def _load(module: torch.nn.Module, *args: Any, axes: Any = AXES, **kwargs: Any) -> Loaded:
+    return Loaded(module.eval(), "module", type(module).__name__, args, kwargs, axes)
+
+
+class Attention(torch.nn.Module):
+    """Packed query, key and value over scaled_dot_product_attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        batch, length, _ = x.shape
+        query, key, value = self.qkv(x).view(batch, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None if keep is None else keep[:, None, None, :]
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return out.transpose(1, 2).reshape(batch, length, 8)
+
+
+class Cache:
+    """Stands for any library's key-value cache."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def get_seq_length(self) -> int:
+        return int(self.tensor.shape[1])
+
+
+class Structured(torch.nn.Module):
+    def forward(self, x: torch.Tensor, options: dict[str, torch.Tensor], flag: bool = True) -> dict[str, Any]:
+        total = x + options["shift"]
+        return {
+            "states": (total, x * 2 if flag else x),
+            "nothing": None,
+            "past_key_values": Cache(total),
+            "x": x,
+            "kind": "text",
+        }
+
+
+def test_names_follow_the_signature_and_the_returned_structure() -> None:
+    x, shift = torch.randn(3, 5, 8), torch.randn(8)
+    captured = capture(_load(Structured(), x, {"shift": shift}, False, axes={"x": AXES["x"]}))
+    assert captured.input_names == ("x", "options.shift")
+    assert captured.output_names == ("states.0", "states.1", "x_output")
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
+    assert any("past_key_values" in note and "cache" in note for note in captured.notes)
+    assert any("'kind' is a str" in note for note in captured.notes)
+
+
+def test_keyword_inputs_take_the_order_of_the_signature() -> None:
+    keep = torch.ones(3, 5, dtype=torch.bool)
+    captured = capture(_load(Attention(), keep=keep, x=torch.randn(3, 5, 8), axes={**AXES, "keep": AXES["x"]}))
+    assert captured.input_names == ("x", "keep")
+    assert captured.attention_calls == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 8), (5, 5, 8), (3, 1, 8), (8, 2, 8)])
+def test_sizes_that_collide_keep_the_axes_apart(shape: tuple[int, ...]) -> None:
+    captured = capture(_load(Attention(), torch.randn(shape)))
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
+    assert len(set(captured.axis_names)) == 2
+    assert captured.notes == ()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=64)}},
+        ({0: "batch", 1: "sequence"},),
+        {"x": ("batch", "sequence", None)},
+    ],
+)
+def test_axes_may_be_declared_as_torch_takes_them(spec: Any) -> None:
+    captured = capture(_load(Attention(), torch.randn(3, 5, 8), axes=spec))
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
+
+
+def test_unnamed_axes_are_named_after_their_input() -> None:
+    hint = torch.export.Dim.DYNAMIC
+    captured = capture(_load(Attention(), torch.randn(3, 5, 8), axes={"x": {0: hint, 1: hint}}))
+    assert captured.dynamic_axes == {"x": {0: "x_0", 1: "x_1"}}
+
+
+def test_no_declared_axes_means_fixed() -> None:
+    assert capture(_load(Attention(), torch.randn(3, 5, 8), axes=None)).dynamic_axes == {}
+
+
+class Transposed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.transpose(0, 1)
+
+
+def test_axes_the_model_needs_equal_get_one_name_and_a_note() -> None:
+    captured = capture(_load(Transposed(), torch.randn(5, 5, 8)))
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "batch"}}
+    assert any("to be equal" in note for note in captured.notes)
+
+
+class Looping(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for step in range(x.shape[1]):
+            parts.append(x[:, step] * step)
+        return torch.stack(parts, 1)
+
+
+class Positions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.table
+
+
+@pytest.mark.parametrize(("module", "code"), [(Looping(), "for step in range"), (Positions(), "x + self.table")])
+def test_a_lost_axis_is_an_error_with_its_line(module: torch.nn.Module, code: str) -> None:
+    with pytest.raises(UnsupportedError, match="axis 1 \\('sequence'\\) of input 'x' is fixed to 5") as caught:
+        capture(_load(module, torch.randn(3, 5, 8)))
+    assert code in caught.value.message
+    assert caught.value.where is not None and "test_capture.py:" in caught.value.where
+
+
+class Casting(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, int(x.shape[1]) * 8) * float(x.shape[1])
+
+
+def test_sizes_turned_into_python_numbers_stay_dynamic() -> None:
+    loaded = _load(Casting(), torch.randn(3, 5, 8))
+    captured = capture(loaded)
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
+    assert check_dynamic(loaded, captured) == ()
+
+
+class Branch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class Number(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = int(x[0, 0, 0].item())
+        return x[:, :count]
+
+
+@pytest.mark.parametrize(
+    ("module", "reason", "code"),
+    [(Branch(), "values of a tensor", "if x.sum()"), (Number(), "Python number out of a tensor", ".item()")],
+)
+def test_data_dependent_code_is_refused_in_one_sentence(
+    module: torch.nn.Module, reason: str, code: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        capture(_load(module, torch.randn(3, 5, 8)))
+    assert code in caught.value.message
+    assert caught.value.where is not None and "test_capture.py:" in caught.value.where
+    assert len(str(caught.value).splitlines()) == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_inputs_the_model_refuses_are_an_input_error() -> None:
+    with pytest.raises(InputError, match="does not run on the example inputs") as caught:
+        capture(_load(Attention(), torch.randn(3, 5, 9)))
+    assert "x float32[3, 5, 9]" in caught.value.hint
+
+
+def test_inputs_that_do_not_fit_the_signature_are_an_input_error() -> None:
+    with pytest.raises(InputError, match="forward\\(x, keep\\)"):
+        capture(_load(Attention(), y=torch.randn(3, 5, 8)))
+
+
+def test_one_axis_name_with_two_sizes_is_an_input_error() -> None:
+    keep = torch.ones(3, 6, dtype=torch.bool)
+    with pytest.raises(InputError, match="'sequence' is 5 in input 'x' and 6 in input 'keep'"):
+        capture(_load(Attention(), torch.randn(3, 5, 8), keep, axes={**AXES, "keep": AXES["x"]}))
+
+
+class LongBranch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        if x.shape[1] > 4:
+            y = y * 3
+        return y
+
+
+def test_a_branch_on_a_size_is_found_with_its_line() -> None:
+    loaded = _load(LongBranch(), torch.randn(3, 5, 8))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="batch=1, sequence=1") as caught:
+        check_dynamic(loaded, captured)
+    assert "y = y * 3" in caught.value.message
+    assert caught.value.where is not None and "test_capture.py:" in caught.value.where
+
+
+def test_declared_bounds_leave_the_other_branch_out() -> None:
+    axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", min=5)}}
+    loaded = _load(LongBranch(), torch.randn(3, 6, 8), axes=axes)
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
+class Always(torch.nn.Module):
+    """The same without an optional argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length = x.shape[0], x.shape[1]
+        query, key, value = self.qkv(x).view(batch, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return out.transpose(1, 2).reshape(batch, length, 8)
+
+
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda m: torch.jit.trace(m, (torch.randn(3, 5, 8),))])
+def test_torchscript_is_converted_with_attention_whole(compile_: Any) -> None:
+    module = compile_(Always().eval())
+    loaded = Loaded(module, "torchscript", "m", (torch.randn(3, 5, 8),), {}, AXES)
+    captured = capture(loaded)
+    assert captured.input_names == ("x",)
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
+    assert captured.attention_calls == 1
+
+
+def test_an_optional_argument_left_out_of_torchscript_is_named() -> None:
+    loaded = Loaded(torch.jit.script(Attention().eval()), "torchscript", "m", (torch.randn(3, 5, 8),))
+    with pytest.raises(UnsupportedError, match="optional arguments that were left out \\(keep\\)"):
+        capture(loaded)
+
+
+def test_a_saved_program_is_taken_as_it_is_and_left_unchanged() -> None:
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    program = torch.export.export(
+        Attention().eval(), (torch.randn(3, 5, 8),), dynamic_shapes={"x": {0: batch, 1: sequence}}
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    program = torch.export.load(buffer)
+    before = str(program.graph)
+    captured = capture(Loaded(program, "program", "m", dynamic_shapes=AXES))
+    assert captured.input_names == ("x",)
+    assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
+    assert captured.attention_calls == 1
+    assert str(program.graph) == before
+
+
+def test_a_cache_among_the_outputs_is_dropped_in_a_fresh_process() -> None:
+    pytest.importorskip("transformers")
+    code = """
+    import torch
+    from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
+    from deployml.exporter.capture import capture
+    from deployml.exporter.loaded import Loaded
+    config = GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    captured = capture(Loaded(GPT2LMHeadModel(config).eval(), "module", "gpt2", (), {"input_ids": ids}))
+    print(captured.output_names, captured.notes)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("('logits',)")
+    assert "DynamicCache" in done.stdout

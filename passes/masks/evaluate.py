@@ -81,7 +81,7 @@ def _one(value: ir.Value, inputs: Sequence[Tensor | None], memo: Memo) -> Tensor
         tensor = handler(node, inputs, memo)
     except _MALFORMED:
         tensor = None
-    return _settle(value, tensor, memo)
+    return _settle(value, tensor, inputs, memo)
 
 
 def _leaf(value: ir.Value, memo: Memo) -> Tensor | None:
@@ -95,14 +95,37 @@ def _leaf(value: ir.Value, memo: Memo) -> Tensor | None:
     return memo.opaque(value)
 
 
-def _settle(value: ir.Value, tensor: Tensor | None, memo: Memo) -> Tensor | None:
+def _settle(
+    value: ir.Value, tensor: Tensor | None, inputs: Sequence[Tensor | None], memo: Memo
+) -> Tensor | None:
     """Join what was computed with what the graph declares."""
     declared = memo.declared(value)
     if tensor is None or (declared is not None and len(declared) != tensor.rank):
-        return memo.opaque(value)
+        return memo.opaque(value) or _of_known_rank(value, inputs, memo)
     for ours, theirs in zip(tensor.shape, declared or (), strict=False):
         memo.equate(ours, theirs)
     shape = memo.settled(tensor.shape)
     if tensor.too_large():
         return memo.opaque(value, shape, tensor.dtype)
     return Tensor(shape, tensor.expr, tensor.kind, tensor.dtype)
+
+
+def _of_known_rank(value: ir.Value, inputs: Sequence[Tensor | None], memo: Memo) -> Tensor | None:
+    """Data of which the graph declares no shape but the operator tells the rank."""
+    node = value.producer()
+    data = inputs[0] if inputs else None
+    if node is None or data is None:
+        return None
+    rank = _rank_of(node.op_type, data, inputs[1] if len(inputs) > 1 else None)
+    return None if rank is None else memo.opaque(value, memo.fresh(value, rank), value.dtype or data.dtype)
+
+
+def _rank_of(op_type: str, data: Tensor, second: Tensor | None) -> int | None:
+    if op_type in ("Slice", "Trilu", "CumSum", "Tile", "Transpose"):
+        return data.rank
+    if op_type == "Gather" and second is not None:
+        return data.rank + second.rank - 1
+    if op_type == "Expand" and second is not None and second.rank == 1:
+        target = second.shape[0].constant
+        return max(data.rank, target) if isinstance(target, int) else None
+    return None

@@ -49,5 +49,5 @@ def place(tensor: Tensor, memo: Memo, query: Poly | None, key: Poly | None) -> F
     shape = (*[ONE] * lead, *tensor.shape)
     mapping = {k: ZERO if s == ONE else Poly.atom(Axis(k + lead)) for k, s in enumerate(tensor.shape)}
     full = {QUERY: query, KEY: key}
-    loose = {r for r, size in full.items() if shape[r] != ONE and not memo.same(shape[r], size)}
+    loose = {r for r, size in full.items() if shape[r] != ONE and not memo.fits(shape[r], size)}
     return Frame(substitute(tensor.expr, mapping), shape, query, key, frozenset(loose))

@@ -96,7 +96,7 @@ def _expand(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
     mapping: dict[int, Poly] = {}
     for axis, size in enumerate(data.shape):
         mapping[axis] = ZERO if size == ONE else Poly.atom(Axis(axis + start))
-        if size == ONE or memo.same(size, shape[axis + start]):
+        if size == ONE or memo.fits(size, shape[axis + start]):
             continue
         if shape[axis + start] != ONE:
             return None
@@ -124,7 +124,13 @@ def _slice(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
         mapping[axis] = first + Poly.number(steps[k]) * Poly.atom(Axis(axis))
         end = None if ends is None else ends[k]
         size = _length(first, end, data.shape[axis], steps[k])
-        shape[axis] = memo.fresh(node.outputs[0], data.rank)[axis] if size is None else size
+        if size is None:
+            size = memo.fresh(node.outputs[0], data.rank)[axis]
+            rows = data.shape[axis].constant
+            whole = first == ZERO and steps[k] == 1 and isinstance(rows, int) and rows > 1
+            if whole and end is not None and end.never_negative():
+                memo.clamps[size] = end
+        shape[axis] = size
     return data.at(mapping, shape)
 
 

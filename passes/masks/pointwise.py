@@ -307,15 +307,16 @@ def _result(
     """Broadcast the inputs, apply ``rule`` to their elements; opaque data where that proves nothing."""
     if not inputs or any(t is None for t in inputs):
         return None
-    spread = broadcast(memo, [t for t in inputs if t is not None])
+    sizes, tensors = broadcast(memo, [t for t in inputs if t is not None])
+    names = memo.fresh(node.outputs[0], len(sizes))
+    shape = tuple(name if size is None else size for size, name in zip(sizes, names, strict=True))
     kind = kind_of(dtype)
-    if spread is None or kind is None:
-        return memo.opaque(node.outputs[0], dtype=dtype)
-    shape, tensors = spread
-    try:
-        return Tensor(shape, rule(*tensors), kind, dtype)
-    except Unproven:
-        return memo.opaque(node.outputs[0], shape, dtype)
+    if tensors is not None and kind is not None:
+        try:
+            return Tensor(shape, rule(*tensors), kind, dtype)
+        except Unproven:
+            pass
+    return memo.opaque(node.outputs[0], shape, dtype)
 
 
 def _arithmetic(function: Callable[..., Number]) -> Callable[[ir.Node, Inputs, Memo], Tensor | None]:

@@ -228,13 +228,17 @@ def _alignments(rank: int) -> list[tuple[int, ...]]:
 
 
 def _diagonal(item: Bool, bounds: _Bounds) -> bool:
-    """Take a bound of ``j - i`` by sizes and numbers."""
-    if not isinstance(item, NonNegative):
+    """Take bounds of ``j - i`` by sizes and numbers."""
+    if not isinstance(item, NonNegative | Zero):
         return False
     terms = dict(item.poly.terms)
     query, key = (terms.pop((Axis(a),), 0) for a in (QUERY, KEY))
     rest = Poly.of(terms)
     if (query, key) not in ((1, -1), (-1, 1)) or not all(isinstance(a, Dim) for a in rest.atoms()):
         return False
-    (bounds.uppers if query == 1 else bounds.lowers).append(rest)
+    upper = rest if query == 1 else -rest
+    if query == 1 or isinstance(item, Zero):
+        bounds.uppers.append(upper)
+    if query != 1 or isinstance(item, Zero):
+        bounds.lowers.append(-upper)
     return True

@@ -77,10 +77,17 @@ class Memo:
     """What was found about the values of one graph; share it among the sites of a graph that does not change.
 
     Sizes proven equal (declared and computed) are kept as one class.
+
+    Attributes:
+        tensors: What was found, by the serial of the value.
+        values: The values that have a serial.
+        clamps: Names of sizes that are ``min(size, n)`` for a number n >= 2, to that size: a stored buffer of
+            n rows cut to ``[:size]``.
     """
 
     tensors: dict[int, Tensor | None] = field(default_factory=dict)
     values: list[ir.Value] = field(default_factory=list)
+    clamps: dict[Poly, Poly] = field(default_factory=dict)
     _parents: dict[Poly, Poly] = field(default_factory=dict)
     _serials: dict[int, int] = field(default_factory=dict)
 
@@ -94,6 +101,16 @@ class Memo:
     def same(self, left: Poly | None, right: Poly | None) -> bool:
         """Whether two sizes are proven equal."""
         return left is not None and right is not None and self._root(left) == self._root(right)
+
+    def fits(self, left: Poly, right: Poly | None) -> bool:
+        """Whether two sizes of one broadcast axis are equal in every run that does not fail.
+
+        A clamped size ``min(s, n)`` with n >= 2 that meets s is s: else it is n, neither s nor 1, and the
+        broadcast is an error.
+        """
+        if right is None:
+            return False
+        return self.same(self.clamps.get(left, left), self.clamps.get(right, right))
 
     def equate(self, left: Poly, right: Poly) -> None:
         """Record that two sizes are equal."""
@@ -157,21 +174,25 @@ def literal(item: bool | int | float) -> Number:
     return Poly.number(number) if math.isfinite(number) else Real(number)
 
 
-def broadcast(memo: Memo, tensors: Sequence[Tensor]) -> tuple[Shape, list[Tensor]] | None:
+def broadcast(memo: Memo, tensors: Sequence[Tensor]) -> tuple[list[Poly | None], list[Tensor] | None]:
     """Bring tensors to one shape by numpy's rule.
 
     Returns:
-        The shape and the tensors in it, or None where a size could be 1 or not: then nothing is proven.
+        The size per axis, None where one of two sizes could be 1 or not; and the tensors in that shape, None
+        where there is such an axis: then nothing is proven of the elements.
     """
     rank = max((t.rank for t in tensors), default=0)
-    shape = [ONE] * rank
+    shape: list[Poly | None] = [ONE] * rank
     for tensor in tensors:
         for axis, size in enumerate(tensor.shape, rank - tensor.rank):
-            if shape[axis] == ONE:
+            known = shape[axis]
+            if known == ONE:
                 shape[axis] = size
-            elif size != ONE and not memo.same(size, shape[axis]):
-                return None
-    return tuple(shape), [_spread(t, shape) for t in tensors]
+            elif known is not None and size != ONE:
+                kept = size if known in memo.clamps else known
+                shape[axis] = kept if memo.fits(size, known) else None
+    known = [s for s in shape if s is not None]
+    return shape, [_spread(t, known) for t in tensors] if len(known) == rank else None
 
 
 def _spread(tensor: Tensor, shape: Sequence[Poly]) -> Tensor:

@@ -64,7 +64,7 @@ class GroupQuery(Rule):
     examples = (
         attention_text(causal="upper_left", kv_heads=2).fires_once(GQA),
         attention_text(causal="upper_left", query="S", key="S", mask="B,1,S,S").fires_once(GQA),
-        attention_text(causal="none").declines("not-causal"),
+        attention_text(causal="none", key="S").declines("not-causal"),
         attention_text(causal="upper_left", head_size=12).declines("head-size"),
     )
 

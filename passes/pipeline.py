@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
+from .. import custom_ops
 from ..runtime.report import PassRecord
 from ..runtime.target import Target
 from . import activations, attention, canonical, layout, norms, rotary
@@ -19,8 +21,9 @@ from .evaluate import Evaluator
 from .journal import Journal
 from .proof import Prover
 from .rule import Context
+from .whole import difference
 
-__all__ = ["Options", "baseline", "run"]
+__all__ = ["Options", "Outcome", "baseline", "run"]
 
 StageHook = Callable[[str], AbstractContextManager[Any]]
 
@@ -40,6 +43,14 @@ class Options:
     simplify: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gives back: the fused model (the one given, or its simplified successor) and the journal."""
+
+    model: ir.Model
+    journal: Journal
+
+
 def run(
     model: ir.Model,
     target: Target,
@@ -47,8 +58,8 @@ def run(
     options: Options | None = None,
     configure: Callable[[Any], None] | None = None,
     stage: StageHook | None = None,
-) -> Journal:
-    """Fuse a model in place.
+) -> Outcome:
+    """Fuse a model. The model given is consumed: use the one in the outcome.
 
     Args:
         model: The model, with attention calls as canonical nodes where they were captured.
@@ -58,17 +69,18 @@ def run(
         stage: Makes a context manager for each stage, for progress display.
 
     Returns:
-        The journal: every site, rewrite, decline and pass.
+        The model and its journal: every site, rewrite, decline and pass.
     """
     options = options or Options()
     hook: StageHook = stage or (lambda _: nullcontext())
     journal = Journal()
-    context = Context(model, target)
-    engine = Engine(context, Prover(model, Evaluator(configure)), journal, disabled=options.disabled)
+    whole = _Whole(Evaluator(configure), journal)
     with hook("prepare"):
-        _timed(engine, "fold-constants", lambda: fold(model))
-        _timed(engine, "infer-shapes", lambda: infer_shapes(model))
-        _timed(engine, "dedupe", lambda: deduplicate(model))
+        model = whole.inline(model)
+        model = whole.fold(model)
+        whole.timed("infer-shapes", model, infer_shapes)
+        whole.timed("dedupe", model, deduplicate)
+    engine = Engine(Context(model, target), Prover(model, whole.evaluator), journal, disabled=options.disabled)
     with hook("recognise"):
         engine.run("recognise-attention", attention.RECOGNISE if options.fuse_attention else ())
         engine.run("norms", norms.RULES)
@@ -79,23 +91,24 @@ def run(
             attention.record_unrecognised(engine)
         else:
             canonical.expand_all(model)
+        whole.timed("infer-shapes", model, infer_shapes)
         engine.run("layout", layout.RULES)
-        _timed(engine, "dedupe", lambda: deduplicate(model))
+        whole.timed("dedupe", model, deduplicate)
     with hook("neighbours"):
         engine.run("activations", activations.RULES)
         engine.run("attention-bias", attention.REFINE)
         engine.run("layout", layout.RULES)
     with hook("clean up"):
-        _timed(engine, "fold-constants", lambda: fold(model))
+        model = whole.fold(model)
         if options.simplify:
-            _timed(engine, "simplify", lambda: simplify(model))
-        _timed(engine, "dedupe", lambda: deduplicate(model))
-        _timed(engine, "infer-shapes", lambda: infer_shapes(model))
-    return journal
+            model = whole.simplify(model)
+        whole.timed("dedupe", model, deduplicate)
+        whole.timed("infer-shapes", model, infer_shapes)
+    return Outcome(model, journal)
 
 
 def baseline(model: ir.Model) -> ir.Model:
-    """The unfused sibling: the same graph with every canonical attention as plain operators.
+    """The unfused sibling: a copy with every canonical attention as plain operators.
 
     Constants are folded as any exporter would; weights are shared with the model that was given.
     """
@@ -107,18 +120,62 @@ def baseline(model: ir.Model) -> ir.Model:
     return plain
 
 
-def _timed(engine: Engine, name: str, work: Callable[[], Any]) -> None:
-    """Run a whole-graph pass and record it; a text it returns is its note."""
-    graph = engine.context.model.graph
-    start, before = time.perf_counter(), graph.num_nodes()
-    result = work()
-    engine.journal.passes.append(
-        PassRecord(
-            name=name,
-            seconds=time.perf_counter() - start,
-            rewrites=result if isinstance(result, int) else 0,
-            nodes_before=before,
-            nodes_after=engine.context.model.graph.num_nodes(),
-            note=result if isinstance(result, str) else None,
+class _Whole:
+    """Runs passes over whole graphs, records them, and keeps a result only when it computes the same."""
+
+    def __init__(self, evaluator: Evaluator, journal: Journal) -> None:
+        self.evaluator = evaluator
+        self.journal = journal
+
+    def timed(self, name: str, model: ir.Model, work: Callable[[ir.Model], Any]) -> None:
+        """Run a pass that changes no value (shapes, duplicates, dead nodes)."""
+        start, before = time.perf_counter(), model.graph.num_nodes()
+        work(model)
+        self._record(name, start, before, model, None)
+
+    def inline(self, model: ir.Model) -> ir.Model:
+        """Inline local functions other than those of own operators, so that attention inside them is seen."""
+        foreign = [f for f in model.functions.values() if f.domain != custom_ops.DOMAIN]
+        if foreign:
+            start, before = time.perf_counter(), model.graph.num_nodes()
+            common.InlinePass(criteria=lambda f: f.domain != custom_ops.DOMAIN)(model)
+            self._record("inline", start, before, model, None)
+        return model
+
+    def fold(self, model: ir.Model) -> ir.Model:
+        """Fold constants; undone when an output differs."""
+        start, before = time.perf_counter(), model.graph.num_nodes()
+        kept = model.clone()
+        fold(model)
+        note = difference(kept, model, self.evaluator) if model.graph.num_nodes() != before else None
+        if note is not None and not note.startswith("not run"):
+            model, note = kept, f"undone: {note}"
+        self._record("fold-constants", start, before, model, note)
+        return model
+
+    def simplify(self, model: ir.Model) -> ir.Model:
+        """Let onnxsim simplify; its result is taken only when it is smaller and computes the same."""
+        start, before = time.perf_counter(), model.graph.num_nodes()
+        simplified, note = simplify(model)
+        if simplified is not model:
+            if simplified.graph.num_nodes() >= before:
+                simplified, note = model, "onnxsim found nothing more"
+            else:
+                problem = difference(model, simplified, self.evaluator)
+                if problem is not None:
+                    simplified, note = model, f"undone: {problem}"
+        self._record("onnxsim", start, before, simplified, note)
+        return simplified
+
+    def _record(self, name: str, start: float, before: int, model: ir.Model, note: str | None) -> None:
+        after = model.graph.num_nodes()
+        self.journal.passes.append(
+            PassRecord(
+                name=name,
+                seconds=time.perf_counter() - start,
+                rewrites=0,
+                nodes_before=before,
+                nodes_after=after,
+                note=note,
+            )
         )
-    )

@@ -172,9 +172,9 @@ def _externals(nodes: Iterable[ir.Node], outputs: Sequence[ir.Value]) -> list[ir
     read = [v for n in nodes for v in n.inputs if v is not None] + list(outputs)
     seen: dict[int, ir.Value] = {}
     for value in read:
-        if id(value) in made or value.producer() is None or value.dtype is None or value.shape is None:
+        if id(value) in made or value.producer() is None:
             continue
-        if value.dtype.is_floating_point():
+        if _free_float(value):
             seen.setdefault(id(value), value)
     return list(seen.values())
 
@@ -185,10 +185,14 @@ def _one_up(cut: list[ir.Value]) -> list[ir.Value] | None:
     for value in cut:
         node = value.producer()
         inputs = [] if node is None else [v for v in node.inputs if v is not None and v.producer() is not None]
-        for v in inputs:
-            if v.dtype is not None and v.dtype.is_floating_point() and v.shape is not None:
-                above.setdefault(id(v), v)
+        above.update((id(v), v) for v in inputs if _free_float(v))
     return list(above.values()) or None
+
+
+def _free_float(value: ir.Value) -> bool:
+    """Whether a value can be drawn at random: a float whose every dimension is a number or a symbol."""
+    known = value.shape is not None and all(isinstance(d, int) or d.value is not None for d in value.shape)
+    return known and value.dtype is not None and value.dtype.is_floating_point()
 
 
 class _KeepConstants:

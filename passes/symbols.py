@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from .graph import Builder
 
-__all__ = ["dim_text", "length", "same_dim"]
+__all__ = ["broadcast", "dim_text", "length", "same_dim"]
 
 
 def dim_text(dim: Any) -> str:
@@ -26,6 +26,23 @@ def same_dim(left: Any, right: Any) -> bool:
     if left is None or right is None or left.value is None or right.value is None:
         return False
     return left == right or left.simplify() == right.simplify()
+
+
+def broadcast(*values: ir.Value) -> list[Any] | None:
+    """The shape that values broadcast to; a dimension that cannot be told is None. None for an unknown rank."""
+    if any(v.shape is None for v in values):
+        return None
+    shapes = [list(v.shape) for v in values if v.shape is not None]
+    rank = max(len(s) for s in shapes)
+    padded = [[1] * (rank - len(s)) + s for s in shapes]
+    return [_joined(column) for column in zip(*padded, strict=True)]
+
+
+def _joined(column: tuple[Any, ...]) -> Any:
+    wide = [d for d in column if d != 1]
+    if not wide:
+        return 1
+    return wide[0] if all(same_dim(wide[0], d) for d in wide[1:]) else None
 
 
 def length(g: Builder, value: ir.Value, axis: int) -> ir.Value:

@@ -12,11 +12,12 @@ from .own import OwnAttention
 from .recognise import SoftmaxAttention
 from .repeated import RepeatedHeads
 from .standard import Standard
+from .written_softmax import WrittenSoftmax
 
 __all__ = ["LOWER", "RECOGNISE", "REFINE", "lower_attention", "record_unrecognised"]
 
 #: Rules that make and refine the canonical op, in the order they run.
-RECOGNISE: tuple[Rule, ...] = (EinsumProduct(), SoftmaxAttention(), RepeatedHeads())
+RECOGNISE: tuple[Rule, ...] = (EinsumProduct(), WrittenSoftmax(), SoftmaxAttention(), RepeatedHeads())
 
 #: Rules that lower it.
 LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard(), OwnAttention())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import Builder, dims
+from ..graph import Builder
 from ..rule import Declined
-from ..symbols import length, same_dim
+from ..symbols import broadcast, length, same_dim
 from .site import Site
 
 __all__ = ["additive_mask", "fold_heads", "key_padding", "repeat_heads", "split_heads"]
@@ -81,19 +81,15 @@ def additive_mask(g: Builder, site: Site, *, include_causal: bool = False) -> ir
     keep = node.mask
     if include_causal and node.causal != "none":
         causal = _lower_triangle(g, site)
-        keep = causal if keep is None else g.op("And", keep, causal, dtype=ir.DataType.BOOL)
+        keep = (
+            causal if keep is None else g.op("And", keep, causal, dtype=ir.DataType.BOOL, shape=broadcast(keep, causal))
+        )
     if keep is not None:
         base = bias if bias is not None else g.const(np.zeros((), dtype.numpy()))
-        bias = g.op("Where", keep, base, lowest, dtype=dtype, shape=_broadcast(keep, node.bias))
+        bias = g.op("Where", keep, base, lowest, dtype=dtype, shape=broadcast(keep, base))
     if bias is None:
         return None
     return _full_rows(g, bias, site)
-
-
-def _broadcast(left: ir.Value, right: ir.Value | None) -> ir.Shape | None:
-    if right is None:
-        return left.shape
-    return left.shape if dims(left) == dims(right) else None
 
 
 def _full_rows(g: Builder, bias: ir.Value, site: Site) -> ir.Value:

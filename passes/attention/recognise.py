@@ -11,7 +11,7 @@ import onnx_ir as ir
 from .. import canonical
 from ..graph import Builder, attribute, dims, op_name, producer, scalar
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
-from .scores import Product, Term, View, score_product, swaps_last
+from .scores import Product, Term, View, leads_to_product, score_product, swaps_last
 
 __all__ = ["SoftmaxAttention", "attends", "softmaxes"]
 
@@ -25,12 +25,14 @@ class Downward:
         guarded: Whether NaN rows are replaced by 0 on the way.
         probabilities: The value the MatMul reads.
         views: Reshapes on the way, softmax first.
+        sliced: Whether the last column is left out on the way.
     """
 
     node: ir.Node
     guarded: bool
     probabilities: ir.Value
     views: tuple[View, ...]
+    sliced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class SoftmaxAttention(Rule):
 
     def examine(self, node: ir.Node, context: Context) -> Facts:
         if not attends(node):
+            if weighs(node):
+                raise Declined("weights-changed", "the weights are changed between softmax and value", at=node)
             raise Declined("no-match", "a softmax that attends to nothing")
         down = _down(node)
         scores = node.inputs[0]
@@ -86,6 +90,8 @@ class SoftmaxAttention(Rule):
         product = score_product(scores)
         query, key = product.node.inputs
         assert query is not None and key is not None
+        if (product.sink is not None) != down.sliced:
+            raise Declined("sink-form", "a logit is added to the scores or a weight dropped, not both", at=node)
         if product.widened and down.node.outputs[0].dtype == ir.DataType.FLOAT:
             raise Declined("softmax-dtype", "the softmax is wider than its scores and stays so", at=node)
         return Facts(node, product, down, _lifted_heads(query, key, down.node.inputs[1]), _read_elsewhere(node, down))
@@ -94,7 +100,7 @@ class SoftmaxAttention(Rule):
         frame = _Frame(facts, g)
         query, key, value = frame.operands()
         mask, bias, zero = frame.masks()
-        inputs = [query, key, value, mask, bias]
+        inputs = [query, key, value, mask, bias, frame.sink(query)]
         while inputs[-1] is None:
             inputs.pop()
         outputs = 2 if facts.weights_read else 1
@@ -131,7 +137,8 @@ def attends(softmax: ir.Node) -> bool:
 
 
 def _down(softmax: ir.Node) -> Downward:
-    value, guarded, views = softmax.outputs[0], False, []
+    value, guarded, sliced = softmax.outputs[0], False, False
+    views: list[View] = []
     for _ in range(12):
         step = _next(value)
         if step is None:
@@ -140,8 +147,8 @@ def _down(softmax: ir.Node) -> Downward:
         if op_name(node) == "MatMul":
             if node.inputs[0] is not value or _is_weight(node.inputs[1]):
                 raise Declined("no-match", "the softmax is no attention")
-            return Downward(node, guarded, value, tuple(views))
-        guarded = guarded or is_guard
+            return Downward(node, guarded, value, tuple(views), sliced)
+        guarded, sliced = guarded or is_guard, sliced or node.op_type == "Slice"
         if node.op_type in ("Reshape", "Unsqueeze", "Squeeze"):
             views.append(View(value, node.outputs[0]))
         value = node.outputs[0]
@@ -160,7 +167,18 @@ def _next(value: ir.Value) -> tuple[ir.Node, bool] | None:
     for node in users:
         if op_name(node) in ("Cast", "CastLike", "Identity", "Dropout", "Reshape", "Unsqueeze", "Squeeze"):
             return node, False
+        if op_name(node) == "Slice" and _drops_last(node):
+            return node, False
     return None
+
+
+def _drops_last(node: ir.Node) -> bool:
+    """Whether a Slice leaves out the last column alone: the weight that went to the sink."""
+    if len(node.inputs) < 4 or scalar(node.inputs[1]) != 0 or scalar(node.inputs[2]) != -1:
+        return False
+    step = scalar(node.inputs[4]) if len(node.inputs) > 4 else 1
+    rank = len(dims(node.outputs[0]) or ())
+    return scalar(node.inputs[3]) in (-1, rank - 1) and step == 1
 
 
 def _guards(where: ir.Node, value: ir.Value) -> bool:
@@ -379,6 +397,16 @@ class _Frame:
             )
         return self.lift(value)
 
+    def sink(self, query: ir.Value) -> ir.Value | None:
+        """The sink logits as an (N,) tensor."""
+        sink, heads, g = self.facts.product.sink, canonical.heads(query), self.g
+        if sink is None or len(dims(sink) or ()) == 1:
+            return sink
+        if heads is None:
+            raise Declined("unknown-heads", "the head count of a site with a sink must be fixed", at=query)
+        flat = g.op("Reshape", sink, g.const(np.array([-1], np.int64)), dtype=sink.dtype, shape=[None])
+        return g.op("Expand", flat, g.const(np.array([heads], np.int64)), dtype=sink.dtype, shape=[heads])
+
     def output_shape(self, query: ir.Value, value: ir.Value) -> list[object] | None:
         if query.shape is None or value.shape is None or len(query.shape) != 4 or len(value.shape) != 4:
             return None
@@ -405,8 +433,28 @@ def _quotient(dim: object, heads: int) -> object:
 
 
 def softmaxes(graph: ir.Graph) -> Iterable[ir.Node]:
-    """Every softmax that attends and is still there."""
-    return [n for n in graph if op_name(n) == "Softmax" and attends(n)]
+    """Every softmax that is an attention's, recognised or not."""
+    return [n for n in graph if op_name(n) == "Softmax" and (attends(n) or weighs(n))]
+
+
+def weighs(softmax: ir.Node) -> bool:
+    """Whether a softmax over a product of two computed tensors ends, somehow, in another such product.
+
+    That is an attention whose weights are changed on the way: talking heads, re-normalised or mixed weights.
+    """
+    scores = softmax.inputs[0]
+    rank = len(dims(softmax.outputs[0]) or ())
+    if scores is None or rank < 3 or attribute(softmax, "axis", -1) not in (-1, rank - 1):
+        return False
+    if not leads_to_product(scores):
+        return False
+    frontier = [softmax.outputs[0]]
+    for _ in range(10):
+        users = {id(u.node): u.node for v in frontier for u in v.uses()}.values()
+        if any(op_name(n) == "MatMul" and not any(_is_weight(v) for v in n.inputs) for n in users):
+            return True
+        frontier = [o for n in users for o in n.outputs]
+    return False
 
 
 def _text(body: str, inputs: str) -> str:

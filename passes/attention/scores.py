@@ -62,6 +62,7 @@ class Product:
         terms: Biases and masks, outermost first.
         views: Views between the softmax and the product, outermost first.
         widened: Whether the scores were cast to a wider float before the softmax.
+        sink: One more logit for each head, concatenated to the scores; None when there is none.
     """
 
     node: ir.Node
@@ -71,6 +72,7 @@ class Product:
     terms: list[Term] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     widened: bool = False
+    sink: ir.Value | None = None
 
 
 def swaps_last(node: ir.Node) -> bool:
@@ -88,6 +90,7 @@ class _Walk:
         self.terms: list[Term] = []
         self.views: list[View] = []
         self.widened = False
+        self.sink: ir.Value | None = None
 
     def up(self, value: ir.Value) -> Product:
         while True:
@@ -95,7 +98,9 @@ class _Walk:
             if node is None:
                 raise Declined("no-score-product", f"'{value.name}' is reached before any matrix product", at=value)
             if op_name(node) == "MatMul":
-                return Product(node, self.scale, self.factors, self.softcap, self.terms, self.views, self.widened)
+                return Product(
+                    node, self.scale, self.factors, self.softcap, self.terms, self.views, self.widened, self.sink
+                )
             step = _STEPS.get(op_name(node))
             if step is None:
                 raise Declined(
@@ -131,8 +136,10 @@ class _Walk:
         return path
 
     def _sub(self, node: ir.Node) -> ir.Value:
-        self._refuse_below_cap(node)
         left, right = _pair(node)
+        if _is_row_maximum(right, left) and not self.terms:
+            return left
+        self._refuse_below_cap(node)
         if not leads_to_product(left):
             raise Declined("no-score-product", "the scores are subtracted from something", at=node)
         self.terms.append(Term(right, "bias", -self.scale, list(self.factors)))
@@ -191,6 +198,18 @@ class _Walk:
             return path
         raise Declined("mask-fill", "neither arm of Where is a constant that forbids a key", at=node)
 
+    def _concat(self, node: ir.Node) -> ir.Value:
+        """Scores with one more column: a sink logit for each head."""
+        rank = len(dims(node.outputs[0]) or ())
+        touched = self.terms or self.factors or self.softcap or self.scale != 1.0 or self.sink is not None
+        if attribute(node, "axis") not in (-1, rank - 1) or len(node.inputs) != 2 or touched or rank != 4:
+            raise Declined("sink-form", "something is concatenated to the scores in an unknown way", at=node)
+        path, column = _pair(node)
+        self.sink = _per_head_vector(column)
+        if self.sink is None:
+            raise Declined("sink-form", f"'{column.name}' {dims(column)} is not one logit for each head", at=node)
+        return path
+
     def _refuse_below_cap(self, node: ir.Node) -> None:
         if self.softcap:
             raise Declined("softcap-form", "a mask or bias is added before the softcap", at=node)
@@ -218,6 +237,7 @@ _STEPS = {
     "Mul": _Walk._mul,
     "Div": _Walk._div,
     "Where": _Walk._where,
+    "Concat": _Walk._concat,
 }
 
 
@@ -228,6 +248,37 @@ def score_product(value: ir.Value) -> Product:
         Declined: naming the first node whose meaning is not understood.
     """
     return _Walk().up(value)
+
+
+def _is_row_maximum(value: ir.Value, of: ir.Value) -> bool:
+    """Whether a value is the maximum of another over its last axis: taking it off changes no softmax."""
+    node = producer(value, "ReduceMax")
+    if node is None or node.inputs[0] is not of or attribute(node, "keepdims", 1) != 1:
+        return False
+    axes = attribute(node, "axes")
+    if axes is None and len(node.inputs) > 1:
+        array = constant(node.inputs[1])
+        axes = None if array is None else array.tolist()
+    return axes is not None and list(axes) in ([-1], [len(dims(of) or ()) - 1])
+
+
+def _per_head_vector(value: ir.Value) -> ir.Value | None:
+    """The tensor of N elements (or of one) behind a (B, N, S, 1) value that was reshaped and expanded."""
+    shape = dims(value)
+    if shape is None or len(shape) != 4 or shape[3] != 1:
+        return None
+    for _ in range(6):
+        found = dims(value)
+        wide = None if found is None else [d for d in found if d != 1]
+        if found is not None and (
+            not wide or (wide == [shape[1]] and (len(found) == 1 or found[-3:] == (shape[1], 1, 1)))
+        ):
+            return value
+        node = producer(value, "Expand", "Unsqueeze", "Identity", "Cast")
+        if node is None:
+            return None
+        value = _first(node)
+    return None
 
 
 def _first(node: ir.Node) -> ir.Value:
@@ -256,6 +307,7 @@ def _low(value: ir.Value) -> float | None:
 
 
 _PATH = frozenset(_STEPS) | {"Tanh"}
+_FIRST_ONLY = frozenset(("Concat", "Sub", "Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout"))
 
 
 def leads_to_product(value: ir.Value, limit: int = 24) -> bool:
@@ -279,7 +331,16 @@ def _depth(value: ir.Value, limit: int = 24) -> int:
             if op_name(node) not in _PATH:
                 continue
             picked = node.inputs[1:] if node.op_type == "Where" else node.inputs
-            first_only = node.op_type in ("Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout")
+            first_only = node.op_type in (
+                "Concat",
+                "Sub",
+                "Reshape",
+                "Unsqueeze",
+                "Squeeze",
+                "Cast",
+                "CastLike",
+                "Dropout",
+            )
             following.extend(v for v in (picked[:1] if first_only else picked) if v is not None)
         if not following:
             return limit

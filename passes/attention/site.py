@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -92,6 +92,8 @@ def study(node: ir.Node) -> Site:
     bias_facts = _analyse(site.bias, query_dim, key_dim)
     facts = [f for f in (mask_facts, bias_facts) if f is not None]
     known = _only_typed(site, facts)
+    if known is not None and not known:  # a mask that forbids nothing
+        site = replace(site, mask=None, bias=None)
     causal = square and (site.causal != "none" or any(masks.entails_causal(f) for f in facts))
     return Site(
         node=site,

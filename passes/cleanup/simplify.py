@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+import onnx
 import onnx_ir as ir
 
 from ..graph import census
@@ -62,10 +63,19 @@ def simplify(model: ir.Model, *, timeout: float = 120.0) -> tuple[ir.Model, str 
         if done.returncode or not result.exists():
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             return model, f"onnxsim failed ({last[:200]}); the graph was kept as it was"
-        simplified = ir.load(result)
+        simplified = _load_without_functions(result)
         ir.external_data.load_to_model(simplified)
     problem = _restore(simplified, weights, model)
     return (simplified, None) if problem is None else (model, problem)
+
+
+def _load_without_functions(path: Path) -> ir.Model:
+    """Read the result. onnxsim may damage function bodies (it drops what they compute); ours come back later."""
+    proto = onnx.load(path, load_external_data=False)
+    del proto.functions[:]
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
 
 
 def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
@@ -84,8 +94,9 @@ def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProt
 
 
 def _restore(simplified: ir.Model, weights: dict[str, ir.TensorProtocol], model: ir.Model) -> str | None:
-    """Put the weights back. Returns what is wrong with the result, or None."""
+    """Put the weights and the functions back. Returns what is wrong with the result, or None."""
     graph = simplified.graph
+    simplified.functions.update(model.functions)
     for value in [v for v in graph.inputs if v.name in weights]:
         graph.inputs.remove(value)
         if value.uses():

@@ -1,0 +1,119 @@
+"""The proof of a whole-graph pass: run the model before and after on random inputs, with stand-in weights."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from . import canonical
+from .evaluate import Evaluator
+from .proof import SIZES, random_feeds
+
+__all__ = ["GRANTED", "difference"]
+
+#: Relative to the largest output. Deep random networks amplify rounding; this is what parity grants a model.
+GRANTED: Final = 1e-4
+#: Initializers of more elements become inputs with random stand-ins, so that no weight is copied or serialised.
+_SMALL: Final = 4096
+#: Stand-ins of more bytes than this in all are not made; the pass is then recorded as not proven.
+_LIMIT: Final = 4 << 30
+
+
+def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str | None:
+    """What differs between two models that should compute the same.
+
+    Args:
+        before: The reference. Not changed.
+        after: The model to judge, with the same inputs and outputs. Not changed.
+        evaluator: Runs both.
+
+    Returns:
+        None when every output agrees within :data:`GRANTED` on the sizes that run, else a sentence. A sentence
+        that begins with "not run" says that nothing could be compared.
+    """
+    old, old_weights = _light(before)
+    new, new_weights = _light(after)
+    if sum(v.const_value.nbytes for v in old_weights.values() if v.const_value is not None) > _LIMIT:
+        return f"not run: stand-ins for the weights would take more than {_LIMIT >> 30} GiB"
+    try:
+        run_old, run_new = evaluator.prepare(old), evaluator.prepare(new)
+    except Exception as error:
+        return f"not run: {str(error).splitlines()[0][:200]}"
+    stand_ins = _stand_ins({**old_weights, **new_weights})
+    compared = False
+    for number, sizes in enumerate(SIZES[:2]):
+        rng = np.random.default_rng([7, number])
+        inputs = list(before.graph.inputs)
+        feeds = {
+            str(value.name): array
+            for value, array in zip(inputs, random_feeds(inputs, sizes, rng, number).values(), strict=True)
+        }
+        feeds |= stand_ins
+        try:
+            expected = run_old(feeds)
+        except Exception:  # these sizes do not fit the model
+            continue
+        try:
+            found = run_new(feeds)
+        except Exception as error:
+            return f"the result does not run where the model ran: {str(error).splitlines()[0][:200]}"
+        problem = _compare(expected, found)
+        if problem is not None:
+            return problem
+        compared = True
+    return None if compared else "not run: no size that was tried fits the model"
+
+
+def _light(model: ir.Model) -> tuple[ir.Model, dict[str, ir.Value]]:
+    """A copy whose large initializers are inputs, and those initializers by name."""
+    light = model.clone()
+    weights = {}
+    for name, value in list(light.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.size <= _SMALL or value.is_graph_input() or not tensor.dtype.is_floating_point():
+            continue
+        weights[name] = model.graph.initializers[name]
+        light.graph.initializers.pop(name)
+        value.const_value = None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        light.graph.inputs.append(value)
+    canonical.expand_all(light)
+    return light, weights
+
+
+def _stand_ins(weights: dict[str, ir.Value]) -> dict[str, np.ndarray]:
+    """Random weights by name. A weight stored transposed is the transpose of the same stand-in."""
+    block = np.random.default_rng(3).standard_normal(65_537) * 0.05
+    made = {}
+    for name, value in sorted(weights.items()):
+        tensor = value.const_value
+        assert tensor is not None
+        shape = tuple(int(d) for d in tensor.shape)
+        base = name.split(".transposed")[0]
+        offset = sum(base.encode()) % 1024
+        if base != name:
+            array = np.resize(np.roll(block, offset), shape[::-1]).T
+        else:
+            array = np.resize(np.roll(block, offset), shape)
+        made[name] = np.ascontiguousarray(array.astype(tensor.dtype.numpy()))
+    return made
+
+
+def _compare(expected: list[np.ndarray], found: list[np.ndarray]) -> str | None:
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {index} is {b.dtype}{list(b.shape)}, was {a.dtype}{list(a.shape)}"
+        if not np.issubdtype(a.dtype, np.floating):
+            if not np.array_equal(a, b):
+                return f"output {index} is not equal"
+            continue
+        if not np.array_equal(np.isnan(a), np.isnan(b)):
+            return f"output {index} has NaN in other places"
+        finite = np.isfinite(a)
+        largest = float(np.max(np.abs(a[finite]), initial=0.0)) or 1.0
+        error = float(np.max(np.abs(a[finite].astype(np.float64) - b[finite]), initial=0.0)) / largest
+        if error > GRANTED:
+            return f"output {index} differs by {error:.1e} of its largest value"
+    return None

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import onnx
 import onnx_ir as ir
 
 from ..graph import census
@@ -63,23 +62,15 @@ def simplify(model: ir.Model, *, timeout: float = 120.0) -> tuple[ir.Model, str 
         if done.returncode or not result.exists():
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             return model, f"onnxsim failed ({last[:200]}); the graph was kept as it was"
-        simplified = _load_without_functions(result)
+        simplified = ir.load(result)
         ir.external_data.load_to_model(simplified)
     problem = _restore(simplified, weights, model)
     return (simplified, None) if problem is None else (model, problem)
 
 
-def _load_without_functions(path: Path) -> ir.Model:
-    """Read the result. onnxsim may damage function bodies (it drops what they compute); ours come back later."""
-    proto = onnx.load(path, load_external_data=False)
-    del proto.functions[:]
-    model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
-
-
 def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
     light = model.clone()
+    light.functions.clear()  # onnxsim damages bodies it does not understand; an unknown operator it leaves alone
     graph, weights = light.graph, {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value

@@ -7,6 +7,7 @@ from typing import Final
 from ..rule import Rule
 from .computed_shape import ComputedShape
 from .flattened_gemm import FlattenedGemm
+from .flattened_transpose import FlattenedTranspose
 from .no_op import NoOp
 from .norm_of_transpose import NormOfTranspose
 from .part_of_shape import PartOfShape
@@ -19,6 +20,7 @@ __all__ = [
     "RULES",
     "ComputedShape",
     "FlattenedGemm",
+    "FlattenedTranspose",
     "NoOp",
     "NormOfTranspose",
     "PartOfShape",
@@ -33,6 +35,7 @@ RULES: Final[tuple[Rule, ...]] = (
     NoOp(),
     PartOfShape(),
     FlattenedGemm(),
+    FlattenedTranspose(),
     ComputedShape(),
     NormOfTranspose(),
     TransposeOfTranspose(),

@@ -335,12 +335,7 @@ def test_broken_graphs_are_met_with_nothing_known() -> None:
         for inputs in ([], [None], [bare], [flags], [flags, None], [whole, text], [flags, whole, bare, None]):
             node = ir.node(op, inputs)
             facts = analyse(node.outputs[0], query_dim="S", key_dim="S")
-            assert (
-                facts is None
-                or facts.residual
-                or facts.kind == "additive"
-                or op in ("Identity", "Not", "And")
-            )
+            assert facts is None or isinstance(facts, MaskFacts)
 
 
 def _every_operator() -> set[str]:

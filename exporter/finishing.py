@@ -67,12 +67,12 @@ def finish(
     libraries = libraries_of(fused.model, target.name)
     for model in (fused.model, fused.unfused):
         stamp(model, properties=properties)
+    breach = checker_breach(fused.model)
+    if breach is not None:
+        raise DeploymlBug(breach)
     with Staging(output) as staging:
         with progress.stage("write"):
             files = write_models(staging, names, fused.model, fused.unfused, external_data=options.external_data)
-            breach = checker_breach(staging.path(names.model))
-            if breach is not None:
-                raise DeploymlBug(breach)
         graph, unfused = (
             Graph(
                 path=staging.path(name),

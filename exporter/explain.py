@@ -20,6 +20,7 @@ from ..runtime.report import Report, from_json, to_json
 from ..runtime.target import TargetName
 from ..runtime.versions import installed
 from .artifact import FileNames
+from .foreign_origins import adopt_origins
 from .fusing import fuse
 from .onnx_file import lift_opset, open_file
 from .options import Options
@@ -131,6 +132,7 @@ def _report_beside(path: Path, model: ir.Model) -> Report | None:
 
 def _dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress) -> Report:
     options = Options(target=target, validate=False)
+    adopt_origins(model)
     notes = lift_opset(model, None)
     resolved = options.resolve(opset=model.graph.opset_imports[""])
     fused = fuse(model, resolved, options, progress)

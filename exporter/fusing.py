@@ -101,7 +101,8 @@ def check_required(required: str | int | None, sites: Sequence[Site], *, model: 
     """Hold the sites against ``--require-fused``.
 
     Raises:
-        VerdictError: naming every declined site with its module, source line and reason.
+        VerdictError: naming every declined site with its module, source line and reason; its report is that tuple
+            of sites.
     """
     count = require_count(required)
     if count is None:
@@ -116,9 +117,10 @@ def check_required(required: str | int | None, sites: Sequence[Site], *, model: 
         return
     declined = [site for site in sites if site.status == "declined"]
     raise VerdictError(
-        f"{fused} of {len(sites)} attentions of {model} were fused, --require-fused wants {required}; declined:\n"
-        + "\n".join(f"  {line_of(site)}" for site in declined),
+        f"{fused} of {len(sites)} attentions of {model} were fused, --require-fused wants {required}"
+        + "".join(f"\n  {line_of(site)}" for site in declined),
         hint="nothing was written; deployml explain RULE tells what a rule needs, or leave --require-fused out",
+        report=tuple(sites),
     )
 
 

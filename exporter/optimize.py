@@ -14,6 +14,7 @@ from ..runtime.tensors import session_runner
 from .artifact import Artifact
 from .feeding import bench_cases, input_specs, parity_cases
 from .finishing import Checks, finish
+from .foreign_origins import adopt_origins
 from .fusing import check_required, fuse, known_rules
 from .measuring import Graph, Reference
 from .onnx_file import lift_opset, read_model
@@ -86,6 +87,7 @@ def optimize(
     with bars:
         with bars.stage("load"):
             model, source = read_model(path_or_model)
+            adopt_origins(model)
             lifted = lift_opset(model, options.opset)
         resolved = replace(options.resolve(opset=model.graph.opset_imports[""]), opset=model.graph.opset_imports[""])
         if (validate or bench) and not allow_cpu_fallback:

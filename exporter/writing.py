@@ -71,12 +71,13 @@ def write_models(
         )
     graphs = [(names.model, model)] + ([(names.unfused, unfused)] if unfused is not None else [])
     roles = {"model": names.model}
-    if external_data == "always" or (external_data == "auto" and size > EMBED_LIMIT):
-        with _external([m for _, m in graphs], staging.folder, names.data):
-            _write(staging, graphs)
+    models = [m for _, m in graphs]
+    apart = external_data == "always" or (external_data == "auto" and size > EMBED_LIMIT)
+    with _placed(models, staging.folder, names.data if apart else None) as written:
+        _write(staging, graphs)
+    if written:
         roles["data"] = names.data
     else:
-        _write(staging, graphs)
         staging.remove(names.data)
     if unfused is not None:
         roles["unfused"] = names.unfused
@@ -91,21 +92,34 @@ def _write(staging: Staging, graphs: Sequence[tuple[str, ir.Model]]) -> None:
 
 
 @contextmanager
-def _external(models: Sequence[ir.Model], folder: Path, name: str) -> Iterator[None]:
-    """Let the models' large initializers point into one new file for as long as the block runs."""
-    values = [v for v in _initializers(models) if v.const_value is not None and v.const_value.nbytes > _SMALL]
+def _placed(models: Sequence[ir.Model], folder: Path, data: str | None) -> Iterator[bool]:
+    """Put every initializer where it is to be stored, for as long as the block runs.
+
+    Large ones go to one new file ``data``; all others, and without ``data`` all, into the model files, also those
+    that a source kept in a file of its own. Yields whether the file was written.
+    """
+    values = [v for v in _initializers(models) if v.const_value is not None]
     before = [v.const_value for v in values]
-    owners = _owners(values)
-    unique = {id(t): t for t in owners}
-    written = ir.external_data.convert_tensors_to_external(list(unique.values()), folder, name)
-    places = dict(zip(unique, written, strict=True))
+    large = [v for v in values if data is not None and v.const_value.nbytes > _SMALL]
     try:
-        for value, owner in zip(values, owners, strict=True):
-            value.const_value = _renamed(places[id(owner)], value, folder)
-        yield
+        if large and data is not None:
+            _move_out(large, folder, data)
+        for value, tensor in zip(values, before, strict=True):
+            if value.const_value is tensor and isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+        yield bool(large)
     finally:
         for value, tensor in zip(values, before, strict=True):
             value.const_value = tensor
+
+
+def _move_out(values: Sequence[ir.Value], folder: Path, data: str) -> None:
+    owners = _owners(values)
+    unique = {id(t): t for t in owners}
+    written = ir.external_data.convert_tensors_to_external(list(unique.values()), folder, data)
+    places = dict(zip(unique, written, strict=True))
+    for value, owner in zip(values, owners, strict=True):
+        value.const_value = _renamed(places[id(owner)], value, folder)
 
 
 def _renamed(place: ir.ExternalTensor, value: ir.Value, folder: Path) -> ir.ExternalTensor:

@@ -57,7 +57,7 @@ class VerdictError(DeploymlError):
     """A failed verdict (parity, latency, required fusions), raised only on request (``raise_on_failure``).
 
     Attributes:
-        report: The report that holds the verdict, or None.
+        report: What holds the verdict (a Report, or the sites of an unmet requirement), or None.
     """
 
     exit_code = 1

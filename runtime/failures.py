@@ -35,6 +35,14 @@ def fail(error: BaseException, arguments: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
+    try:
+        return _tell(error, arguments)
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_PIPE
+
+
+def _tell(error: BaseException, arguments: Sequence[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; no file was changed", file=sys.stderr)
@@ -57,15 +65,14 @@ def _tell_mistake(error: DeploymlError, as_json: bool) -> None:
         place = f" [{error.where}]" if error.where else ""
         print(f"error: {error.message}{place}\n  -> {error.hint}", file=sys.stderr)
         return
-    report = error.report if isinstance(error, VerdictError) else None
     fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "where": error.where}
-    _print_json(fields, error.exit_code, report if isinstance(report, Report) else None)
+    _print_json(fields, error.exit_code, error.report if isinstance(error, VerdictError) else None)
 
 
 def _tell_usage(error: BaseException, as_json: bool) -> int:
     message = str(getattr(error, "format_message")())  # noqa: B009
     if as_json:
-        _print_json({"kind": "UsageError", "message": message, "hint": "deployml --help"}, EXIT_USAGE, None)
+        _print_json({"kind": "UsageError", "message": message, "hint": "deployml --help"}, EXIT_USAGE)
     elif not message:  # the help was shown instead
         pass
     elif hasattr(error, "show"):
@@ -80,17 +87,18 @@ def _tell_bug(error: BaseException, arguments: Sequence[str], as_json: bool, sho
     message = f"{type(error).__name__}: {error}" if not isinstance(error, DeploymlBug) else str(error)
     hint = f"this is a fault of deployml; please report it with the folder {bundle}"
     if as_json:
-        _print_json({"kind": "DeploymlBug", "message": message, "hint": hint, "where": str(bundle)}, EXIT_BUG, None)
+        _print_json({"kind": "DeploymlBug", "message": message, "hint": hint, "where": str(bundle)}, EXIT_BUG)
     elif not shown:
         traceback.print_exception(error, file=sys.stderr)
     print(f"error: {message}\n  -> {hint}", file=sys.stderr)
     return EXIT_BUG
 
 
-def _print_json(error: dict[str, str | None], status: int, report: Report | None) -> None:
-    found = {"schema": SCHEMA_VERSION, "error": {**error, "exit_code": status}}
-    if report is not None:
-        found["report"] = json.loads(to_json(report))
+def _print_json(error: dict[str, str | None], status: int, findings: object | None = None) -> None:
+    """The error object; with the report, or the sites, that a failed verdict carries."""
+    found: dict[str, object] = {"schema": SCHEMA_VERSION, "error": {**error, "exit_code": status}}
+    if findings is not None:
+        found["report" if isinstance(findings, Report) else "sites"] = json.loads(to_json(findings))
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 

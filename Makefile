@@ -1,0 +1,65 @@
+# deployml. `make` lists what there is; everything runs in the environment that `make venv` creates.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.ONESHELL:
+
+PYTHON ?= python3
+VENV ?= .venv
+# Which onnxruntime: the GPU build also runs on the CPU; ONNXRUNTIME=onnxruntime is a quarter of its size.
+ONNXRUNTIME ?=
+OUT ?= out
+
+BIN := $(VENV)/bin
+PACKAGES := exporter passes custom_ops runtime
+# An editable install knows the files it was made from: a new or removed one makes a new stamp.
+FILES := $(shell find $(PACKAGES) -name '*.py' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
+NATIVE := $(shell find custom_ops -name CMakeLists.txt -o -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+STAMP := $(VENV)/.installed-$(FILES)
+PYTEST := $(BIN)/python -m pytest -c tests/pytest.ini --rootdir tests
+
+.PHONY: help
+help: ## list the goals
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: venv
+venv: $(STAMP) ## create .venv and install deployml into it (ONNXRUNTIME=onnxruntime: no CUDA)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "deployml needs Python 3.11 or newer; give one with PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "cannot create an environment; on Debian: apt-get install python3-venv" >&2; exit 2; }
+
+$(STAMP): $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
+	@echo "installing deployml and what it needs into $(VENV); the first time takes a few minutes"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[test]'
+	if [[ -n "$(ONNXRUNTIME)" ]]; then
+	  $(BIN)/python -m pip uninstall -qq -y onnxruntime-gpu onnxruntime
+	  $(BIN)/python -m pip install -qq -c constraints.txt $(ONNXRUNTIME)
+	fi
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## export a real sentence encoder, fused and proven, and print what happened
+	$(BIN)/python -m deployml.exporter.demo $(OUT)/demo
+
+.PHONY: test
+test: $(STAMP) ## run the everyday tests
+	$(PYTEST) tests -m 'not slow' $(ARGS)
+
+.PHONY: test-all
+test-all: $(STAMP) ## run all tests, the long ones too
+	$(PYTEST) tests $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## check style
+	$(BIN)/ruff check .
+
+.PHONY: docs
+docs: $(STAMP) ## write the generated pages under docs/ anew
+	$(BIN)/python -m deployml.passes.pages docs
+
+.PHONY: clean
+clean: ## remove what the goals made, .venv too
+	rm -rf $(VENV) $(OUT) build dist

@@ -37,8 +37,10 @@ _BACKENDS: Final[dict[str, tuple[Backend, ...]]] = {
 
 def library_path(backend: Backend = "cpu") -> Path | None:
     """Path of the compiled library of a backend, or None where it was not built."""
-    path = Path(__file__).resolve().parent / "lib" / _FILES[backend]
-    return path if path.is_file() else None
+    from . import __path__ as folders  # two in an editable install: the checkout, and where the build put it
+
+    paths = (Path(folder).resolve() / "lib" / _FILES[backend] for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def available() -> tuple[Backend, ...]:

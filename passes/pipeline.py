@@ -82,12 +82,14 @@ def run(
         whole.timed("dedupe", model, deduplicate)
     engine = Engine(Context(model, target), Prover(model, whole.evaluator), journal, disabled=options.disabled)
     with hook("recognise"):
+        present = attention.present_attention(model)
         engine.run("recognise-attention", attention.RECOGNISE if options.fuse_attention else ())
         engine.run("norms", norms.RULES)
         engine.run("rotary", rotary.RULES)
     with hook("lower"):
         if options.fuse_attention:
             attention.lower_attention(engine)
+            attention.record_present(engine, present)
             attention.record_unrecognised(engine)
         else:
             canonical.expand_all(model)

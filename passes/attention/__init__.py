@@ -9,15 +9,25 @@ from .group_query import GroupQuery
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
 from .own import OwnAttention
+from .present import present_attention, record_present
 from .recognise import SoftmaxAttention
 from .repeated import RepeatedHeads
 from .standard import Standard
+from .standard_site import StandardSite
 from .written_softmax import WrittenSoftmax
 
-__all__ = ["LOWER", "RECOGNISE", "REFINE", "lower_attention", "record_unrecognised"]
+__all__ = [
+    "LOWER",
+    "RECOGNISE",
+    "REFINE",
+    "lower_attention",
+    "present_attention",
+    "record_present",
+    "record_unrecognised",
+]
 
 #: Rules that make and refine the canonical op, in the order they run.
-RECOGNISE: tuple[Rule, ...] = (EinsumProduct(), WrittenSoftmax(), SoftmaxAttention(), RepeatedHeads())
+RECOGNISE: tuple[Rule, ...] = (EinsumProduct(), WrittenSoftmax(), SoftmaxAttention(), StandardSite(), RepeatedHeads())
 
 #: Rules that lower it.
 LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard(), OwnAttention())

@@ -1,0 +1,60 @@
+"""Attention nodes that were in the graph before any rule ran and stay: fused sites by another hand."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from ...runtime.report import Site
+from ..capability import capability
+from ..engine import Engine
+from ..graph import attribute, op_name
+
+__all__ = ["present_attention", "record_present"]
+
+#: Operators that hold a whole attention.
+_ATTENTION: Final = frozenset(
+    {
+        "Attention",
+        "com.microsoft::Attention",
+        "com.microsoft::MultiHeadAttention",
+        "com.microsoft::GroupQueryAttention",
+        "com.microsoft::PackedMultiHeadAttention",
+        "com.microsoft::PackedAttention",
+        "com.microsoft::DecoderMaskedMultiHeadAttention",
+        "com.microsoft::PagedAttention",
+        "com.microsoft::SparseAttention",
+        "com.microsoft::QAttention",
+    }
+)
+
+
+def present_attention(model: ir.Model) -> list[ir.Node]:
+    """The attention nodes of a graph, in order."""
+    return [n for n in model.graph.all_nodes() if op_name(n) in _ATTENTION]
+
+
+def record_present(engine: Engine, before: list[ir.Node]) -> None:
+    """Record a fused site for each node of ``before`` that is still in the graph."""
+    target = engine.context.target
+    for node in before:
+        if node.graph is None:
+            continue
+        row = capability(op_name(node), target.name, target.onnxruntime)
+        heads = attribute(node, "num_heads") or attribute(node, "q_num_heads")
+        shared = attribute(node, "kv_num_heads")
+        engine.journal.sites.append(
+            Site(
+                index=len(engine.journal.sites),
+                name=str(node.name),
+                status="fused",
+                op=op_name(node),
+                kernel="unknown" if row is None or len(node.inputs) > 3 else row.kernel,
+                detail="was one node already",
+                module_path=node.metadata_props.get("deployml.module"),
+                source=node.metadata_props.get("deployml.source"),
+                origin="op",
+                facts={k: v for k, v in (("heads", heads), ("kv_heads", shared or heads)) if v},
+            )
+        )

@@ -8,6 +8,7 @@ from ..rule import Rule
 from .computed_shape import ComputedShape
 from .flattened_gemm import FlattenedGemm
 from .flattened_transpose import FlattenedTranspose
+from .grid_gather import GridGather
 from .no_op import NoOp
 from .norm_of_transpose import NormOfTranspose
 from .part_of_shape import PartOfShape
@@ -21,6 +22,7 @@ __all__ = [
     "ComputedShape",
     "FlattenedGemm",
     "FlattenedTranspose",
+    "GridGather",
     "NoOp",
     "NormOfTranspose",
     "PartOfShape",
@@ -36,6 +38,7 @@ RULES: Final[tuple[Rule, ...]] = (
     PartOfShape(),
     FlattenedGemm(),
     FlattenedTranspose(),
+    GridGather(),
     ComputedShape(),
     NormOfTranspose(),
     TransposeOfTranspose(),

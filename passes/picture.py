@@ -15,16 +15,17 @@ from .graph import attribute, dims, op_name
 __all__ = ["before_and_after"]
 
 _MODULE: Final = "deployml.module"
-_MOST: Final = 40
+_MOST: Final = 48
 #: How far around a site to look where nothing says which nodes belong to its module.
 _HOPS: Final = 3
 _HEADS: Final = ("num_heads", "q_num_heads")
 _KV_HEADS: Final = ("kv_num_heads",)
+_SHAPE_OPS: Final = frozenset(
+    {"Add", "Cast", "Concat", "Div", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze", "Reshape", "Identity"}
+)
 
 
-def before_and_after(
-    before: ir.Model, after: ir.Model, sites: Sequence[Site]
-) -> tuple[Picture | None, Picture | None]:
+def before_and_after(before: ir.Model, after: ir.Model, sites: Sequence[Site]) -> tuple[Picture | None, Picture | None]:
     """Pictures of the module of a typical site in both graphs.
 
     The site is the first of the largest group of fused sites; without any, of the declined ones. Nodes belong
@@ -45,9 +46,7 @@ def before_and_after(
         return None, None
     new = _of_module(after.graph, site.module_path) or _around(centre)
     old = _of_module(before.graph, site.module_path) or _between(before.graph, new)
-    if not any(
-        n is centre for n in new
-    ):  # the node was moved out of its module, by sharing work between layers
+    if not any(n is centre for n in new):  # the node was moved out of its module, by sharing work between layers
         new = _around(centre)
     kept = {n.name for n in new}
     pictures = (
@@ -67,11 +66,23 @@ def _of_module(graph: ir.Graph, path: str | None) -> list[ir.Node]:
     """Nodes of a module, and of the modules in it; none when the path says nothing."""
     if not path:
         return []
+    plumbing = _plumbing(graph)
     found = []
     for node in graph:
         module = node.metadata_props.get(_MODULE, "")
-        if (module == path or module.startswith(f"{path}.")) and node.op_type != "Constant":
+        if (module == path or module.startswith(f"{path}.")) and node not in plumbing:
             found.append(node)
+    return found
+
+
+def _plumbing(graph: ir.Graph) -> set[ir.Node]:
+    """Constants and nodes that compute nothing but shapes: they would hide what happens to the tensors."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        read = [p for p in _producers(node) if p.op_type != "Constant"]
+        fed = bool(read) and all(p in found for p in read) and not any(v.is_graph_input() for v in node.inputs if v)
+        if node.op_type in ("Constant", "Shape", "Size") or (fed and node.op_type in _SHAPE_OPS):
+            found.add(node)
     return found
 
 
@@ -83,7 +94,8 @@ def _around(centre: ir.Node) -> list[ir.Node]:
         if len(reached) > _MOST:
             break
     assert centre.graph is not None
-    return [n for n in centre.graph if _holds(reached, n) and n.op_type != "Constant"]
+    plumbing = _plumbing(centre.graph)
+    return [n for n in centre.graph if _holds(reached, n) and n not in plumbing]
 
 
 def _between(graph: ir.Graph, others: Sequence[ir.Node]) -> list[ir.Node]:
@@ -94,14 +106,13 @@ def _between(graph: ir.Graph, others: Sequence[ir.Node]) -> list[ir.Node]:
     by_name = {o.name: n for n in graph for o in n.outputs}
     work = [by_name[name] for name in sorted(filter(None, leaving)) if name in by_name]
     found: dict[ir.Node, None] = {}
+    plumbing = _plumbing(graph)
     while work and len(found) <= 4 * _MOST:
         node = work.pop()
-        if node in found or node.op_type == "Constant":
+        if node in found or node in plumbing:
             continue
         found[node] = None
-        work += [
-            p for v in node.inputs if v is not None and v.name not in entering for p in [v.producer()] if p
-        ]
+        work += [p for v in node.inputs if v is not None and v.name not in entering for p in [v.producer()] if p]
     return [n for n in graph if n in found]
 
 
@@ -109,6 +120,7 @@ def _picture(
     title: str, nodes: Sequence[ir.Node], core: Callable[[ir.Node], bool], centres: Sequence[ir.Node]
 ) -> Picture:
     shown = _nearest(nodes, centres)
+    plumbing = _plumbing(shown[0].graph) if shown and shown[0].graph is not None else set()
     boxes = [PictureNode(op=op_name(n).rpartition("::")[2], detail=_detail(n), core=core(n)) for n in shown]
     place = {n: i for i, n in enumerate(shown)}
     edges: dict[tuple[int, int], None] = {}
@@ -125,15 +137,14 @@ def _picture(
             if value is None or value.is_initializer() or value.const_value is not None:
                 continue
             source = value.producer()
-            if source is not None and source.op_type == "Constant":
+            if source in plumbing:
                 continue
-            first = (
-                place[source] if source in place else at_border(f"in {value.name}", _outside(value, source))
-            )
+            first = place[source] if source in place else at_border(f"in {value.name}", _outside(value, source))
             edges[first, place[node]] = None
         for value in node.outputs:
             outside = [c for c in _readers(value) if c not in place]
-            if outside or value.is_graph_output():
+            inside = len(outside) < len(_readers(value))  # what is shared with other layers is drawn once, here
+            if (outside and not inside) or value.is_graph_output():
                 edges[place[node], at_border(f"out {value.name}", _reader_box(value, outside))] = None
     return Picture(title=title, nodes=tuple(boxes), edges=tuple(edges), left_out=len(nodes) - len(shown))
 

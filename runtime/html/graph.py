@@ -9,7 +9,7 @@ from ..picture import Picture, PictureNode
 from .layered import lay_out
 from .markup import Markup, tag
 
-__all__ = ["draw"]
+__all__ = ["draw", "is_broad"]
 
 _CHAR: Final = 7.1  # width of a character of the box text, pixels at 12 px
 _SUB_CHAR: Final = 5.9
@@ -18,6 +18,13 @@ _ROW: Final = 50
 _BOX: Final = 30
 _GAP: Final = 14.0
 _LONGEST: Final = 30
+_HALF_PAGE: Final = 640
+
+
+def is_broad(picture: Picture) -> bool:
+    """Whether a drawing would become too small to read in half the width of a page."""
+    plan = lay_out([_width(n) for n in picture.nodes], picture.edges, gap=_GAP)
+    return plan.right - plan.left > _HALF_PAGE
 
 
 def draw(picture: Picture) -> Markup:

@@ -9,7 +9,7 @@ from ..memory import human_bytes
 from ..picture import Picture
 from ..report import Ratio, Report
 from . import evidence, sites
-from .graph import draw
+from .graph import draw, is_broad
 from .markup import Markup, join, tag
 from .numbers import count, factor, power
 from .style import STYLE
@@ -129,7 +129,7 @@ def _pictures(before: Picture | None, after: Picture | None) -> Markup | None:
         "section",
         tag("h2", "One layer, before and after"),
         tag("p", lead, class_="soft"),
-        tag("div", *figures, class_="pictures"),
+        tag("div", *figures, class_="pictures broad" if any(map(is_broad, shown)) else "pictures"),
         id="picture",
     )
 

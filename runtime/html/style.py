@@ -75,6 +75,7 @@ summary:focus-visible{outline:2px solid var(--accent);outline-offset:3px;border-
 .key .k0{background:var(--before)}.key .k1{background:var(--accent)}
 .key .kd{background:var(--accent);border-radius:50%}.key .kl{background:var(--soft);width:2px;margin:0 .6rem 0 .3rem}
 .pictures{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem;align-items:start}
+.pictures.broad{grid-template-columns:1fr}
 .pictures figure{margin:0;min-width:0}.pictures figcaption{font-size:.88rem;color:var(--soft);margin-bottom:.5rem}
 .frame{background:var(--wash);border:1px solid var(--line);border-radius:10px;padding:.8rem}
 .graph{display:block;max-width:100%;height:auto;margin:0 auto}

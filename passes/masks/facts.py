@@ -114,6 +114,7 @@ class MaskFacts:
         additive: Addends of an additive mask that are biases, each broadcastable like the mask itself. The mask
             equals 0 or a forbidding value per ``conjuncts``, plus these.
         axes: Which of "batch", "head", "query", "key" the value depends on.
+        assumes_binary: Whether all this holds only for flags that are 0 or 1, see :class:`KeyPadding`.
     """
 
     kind: Literal["boolean", "additive"]
@@ -122,16 +123,12 @@ class MaskFacts:
     residual: bool
     additive: tuple[ir.Value, ...]
     axes: frozenset[str]
+    assumes_binary: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether the conjuncts say everything about which places are kept, with nothing assumed."""
         return not self.residual and not self.assumes_binary
-
-    @property
-    def assumes_binary(self) -> bool:
-        """Whether a key padding is exact only for flags that are 0 or 1."""
-        return any(isinstance(c, KeyPadding) and c.assumes_binary for c in self.conjuncts)
 
 
 def entails_causal(facts: MaskFacts) -> bool:

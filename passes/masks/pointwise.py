@@ -29,18 +29,20 @@ from .logic import (
     zero,
 )
 from .poly import Axis, Dim, Elem, Poly
-from .tensor import Memo, Tensor, broadcast, kind_of, literal
+from .tensor import Kind, Memo, Tensor, broadcast, kind_of, literal
 
 __all__ = ["HANDLERS"]
 
 Inputs = Sequence[Tensor | None]
 Leaf = Poly | Real | Extreme
+Handler = Callable[[ir.Node, Inputs, Memo], Tensor | None]
 D = ir.DataType
 
 #: Dtypes in which small integers neither wrap nor round.
 _ARITHMETIC: Final = frozenset({D.INT32, D.INT64, D.FLOAT, D.DOUBLE, D.FLOAT16, D.BFLOAT16})
 _NARROW: Final = frozenset({D.FLOAT16, D.BFLOAT16})
 #: Integers up to here compare in the dtype as they do in algebra.
+_EXACT: Final = 1 << 52
 _COMPARABLE: Final = {D.BFLOAT16: 1 << 7, D.FLOAT16: 1 << 10, D.FLOAT: 1 << 23}
 
 
@@ -89,11 +91,29 @@ def _add_leaf(left: Leaf, right: Leaf) -> Number:
     raise Unproven
 
 
+def _add_float_leaf(left: Leaf, right: Leaf) -> Number:
+    """Addition that rounds: ``(m + 1) - 1`` is not m, so data may take a number once, and nothing else."""
+    if not (_has_data(left) or _has_data(right)):
+        return _add_leaf(left, right)
+    data, other = (left, right) if _has_data(left) else (right, left)
+    if _fixed(other) == 0:
+        return data
+    if _fixed(other) is None or not isinstance(data, Poly) or () in dict(data.terms):
+        raise Unproven
+    return _add_leaf(data, other)
+
+
+def _has_data(leaf: Leaf) -> bool:
+    return not isinstance(leaf, Real) and any(isinstance(a, Elem) for p in _sides(leaf) for a in p.atoms())
+
+
 def _multiply_leaf(left: Leaf, right: Leaf) -> Number:
     folded = _fold(lambda a, b: a * b if isinstance(a * b, int) else float(np.multiply(a, b)), left, right)
     if folded is not None:
         return folded
     if isinstance(left, Poly) and isinstance(right, Poly):
+        if any(isinstance(c, float) and not c.is_integer() for p in (left, right) for _, c in p.terms):
+            raise Unproven  # 0.1 * m * 10 is not m
         return left * right
     if isinstance(right, Extreme):
         left, right = right, left
@@ -107,16 +127,20 @@ def _negate(number: Number) -> Number:
     return map_leaves(number, lambda x: _multiply_leaf(x, Poly.number(-1)))
 
 
-def _add(left: Number, right: Number) -> Number:
-    return _combine(left, right, _add_leaf)
+def _add(left: Number, right: Number, kind: Kind) -> Number:
+    return _combine(left, right, _add_float_leaf if kind == "float" else _add_leaf)
 
 
-def _subtract(left: Number, right: Number) -> Number:
-    return _combine(left, _negate(right), _add_leaf)
+def _subtract(left: Number, right: Number, kind: Kind) -> Number:
+    return _add(left, _negate(right), kind)
 
 
-def _multiply(left: Number, right: Number) -> Number:
+def _multiply(left: Number, right: Number, _kind: Kind) -> Number:
     return _combine(left, right, _multiply_leaf)
+
+
+def _divide(left: Number, right: Number, _kind: Kind) -> Number:
+    return _combine(left, right, _divide_leaf)
 
 
 def _divide_leaf(left: Leaf, right: Leaf) -> Number:
@@ -128,7 +152,7 @@ def _divide_leaf(left: Leaf, right: Leaf) -> Number:
     return literal(top // bottom if isinstance(top, int) and isinstance(bottom, int) else top / bottom)
 
 
-def _extreme(largest: bool) -> Callable[[Number, Number], Number]:
+def _extreme(largest: bool) -> Callable[[Number, Number, Kind], Number]:
     def leaf(left: Leaf, right: Leaf) -> Number:
         folded = _fold(max if largest else min, left, right)
         if folded is not None and not any(isinstance(x, Real) and x.value != x.value for x in (left, right)):
@@ -139,7 +163,7 @@ def _extreme(largest: bool) -> Callable[[Number, Number], Number]:
             raise Unproven
         return extreme(largest, left, right)
 
-    return lambda left, right: _combine(left, right, leaf)
+    return lambda left, right, _kind: _combine(left, right, leaf)
 
 
 def _absolute(number: Number) -> Number:
@@ -184,6 +208,8 @@ def _equal(left: Expr, right: Expr) -> Bool:
             return x == y
         if not (isinstance(a, Poly) and isinstance(b, Poly)):
             raise Unproven
+        if 0 not in (x, y) and any(() in dict(p.terms) and _has_data(p) for p in (a, b)):
+            raise Unproven  # m + 1 == 1 holds for every m that is small enough
         return _is_zero(a - b)
 
     return _test(left, lambda a: _test(right, lambda b: leaf(a, b)))  # type: ignore[arg-type]
@@ -235,7 +261,7 @@ def _truth(number: Number) -> Bool:
 
 
 def _rounded(number: Number, dtype: ir.DataType) -> Number:
-    """Constants as the dtype holds them; an index in a 16-bit float is not exact, hence unproven."""
+    """Constants as the dtype holds them; an index beside numbers that make it round is unproven."""
 
     def leaf(item: Leaf) -> Number:
         fixed = _fixed(item)
@@ -243,7 +269,8 @@ def _rounded(number: Number, dtype: ir.DataType) -> Number:
             with np.errstate(all="ignore"):
                 return literal(float(np.asarray(fixed).astype(dtype.numpy())))
         indices = any(isinstance(a, Axis | Dim) for p in _sides(item) for a in p.atoms())
-        if dtype in _NARROW and indices:
+        large = any(abs(c) > _COMPARABLE.get(dtype, _EXACT) for p in _sides(item) for _, c in p.terms)
+        if indices and (large or dtype in _NARROW):
             raise Unproven
         return item
 
@@ -319,26 +346,36 @@ def _result(
     return memo.opaque(node.outputs[0], shape, dtype)
 
 
-def _arithmetic(function: Callable[..., Number]) -> Callable[[ir.Node, Inputs, Memo], Tensor | None]:
+def _arithmetic(function: Callable[[Number, Number, Kind], Number]) -> Handler:
     def handler(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
         dtype = inputs[0].dtype if inputs and inputs[0] is not None else None
+        kind = kind_of(dtype)
 
         def rule(*tensors: Tensor) -> Number:
-            if dtype not in _ARITHMETIC:
+            if dtype not in _ARITHMETIC or kind is None:
                 raise Unproven
             total = tensors[0].number
             for tensor in tensors[1:]:
-                total = function(total, tensor.number)
-            if len(tensors) == 1 and function in _UNARY:
-                total = function(total)
-            return total if kind_of(dtype) == "int" else _rounded(total, dtype)
+                total = function(total, tensor.number, kind)
+            return total if kind == "int" else _rounded(total, dtype)
 
         return _result(node, inputs, memo, dtype, rule)
 
     return handler
 
 
-_UNARY: Final = frozenset({_negate, _absolute})
+def _unary(function: Callable[[Number], Number]) -> Handler:
+    def handler(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
+        dtype = inputs[0].dtype if inputs and inputs[0] is not None else None
+
+        def rule(tensor: Tensor) -> Number:
+            if dtype not in _ARITHMETIC:
+                raise Unproven
+            return function(tensor.number)
+
+        return _result(node, inputs[:1], memo, dtype, rule)
+
+    return handler
 
 
 def _comparison(function: Callable[[Number, Number], Bool], *, swap: bool = False):
@@ -352,7 +389,7 @@ def _comparison(function: Callable[[Number, Number], Bool], *, swap: bool = Fals
     return handler
 
 
-def _logic(function: Callable[..., Bool]) -> Callable[[ir.Node, Inputs, Memo], Tensor | None]:
+def _logic(function: Callable[..., Bool]) -> Handler:
     def handler(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
         if any(t is None or t.kind != "bool" for t in inputs):
             return None
@@ -388,9 +425,9 @@ HANDLERS: Final = {
     "Add": _arithmetic(_add),
     "Sub": _arithmetic(_subtract),
     "Mul": _arithmetic(_multiply),
-    "Div": _arithmetic(lambda a, b: _combine(a, b, _divide_leaf)),
-    "Neg": _arithmetic(_negate),
-    "Abs": _arithmetic(_absolute),
+    "Div": _arithmetic(_divide),
+    "Neg": _unary(_negate),
+    "Abs": _unary(_absolute),
     "Min": _arithmetic(_extreme(False)),
     "Max": _arithmetic(_extreme(True)),
     "Sum": _arithmetic(_add),

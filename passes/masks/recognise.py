@@ -63,7 +63,8 @@ def _additive(
         residual |= unknown
     if not found and not residual:
         found = [Always()]
-    return MaskFacts("additive", split.fill, tuple(found), residual, tuple(split.biases), names)
+    assumed = any(m.binary for m in split.masks)
+    return MaskFacts("additive", split.fill, tuple(found), residual, tuple(split.biases), names, assumed)
 
 
 @dataclass
@@ -210,7 +211,7 @@ class _Site:
                 if expr in (item, opposite) and not isinstance(expr, bool):
                     batch = next((k for k, r in enumerate(roles) if r == BATCH), None)
                     how = "nonzero" if expr == item else "zero"
-                    return KeyPadding(value, how, batch, roles.index(KEY))
+                    return KeyPadding(value, how, batch, roles.index(KEY), assumes_binary=bool(self.binary))
         return None
 
     def _fits(self, shape: Sequence[Poly], roles: Sequence[int]) -> bool:

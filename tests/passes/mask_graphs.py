@@ -154,7 +154,7 @@ def feeds(mode: Mode, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]
         "key": np.zeros((b, 4, t, 8), np.float32),
         "mask": rng.choice([0, 1, 1, 2, -3], (b, t)).astype(np.int64),
         "flags": rng.random((b, t)) < 0.6,
-        "weights": rng.choice([0.0, 1.0, 0.25, -2.0], (b, t)).astype(np.float32),
+        "weights": rng.choice([0.0, 1.0, 0.25, -2.0, 1e-9], (b, t)).astype(np.float32),
         "binary": rng.choice([0.0, 1.0], (b, t)).astype(np.float32),
         "segments": rng.integers(0, 3, (b, t)),
         "rows": rng.integers(0, 3, (b, s)),

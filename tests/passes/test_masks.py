@@ -304,6 +304,24 @@ def test_an_output_cannot_be_written_into_a_wrapping_dtype() -> None:
     assert not entails_causal(facts)
 
 
+def _rounds_away(g: Graph) -> ir.Value:
+    """1e-9 + 1 is 1 in float32."""
+    one = g.const(1.0, np.float32)
+    return g.op("Equal", g.op("Add", _four(g, "weights"), one), one)
+
+
+def _rounds_back(g: Graph) -> ir.Value:
+    """(1e-9 + 1) - 1 is 0 in float32."""
+    one = g.const(1.0, np.float32)
+    return g.op("Cast", g.op("Sub", g.op("Add", _four(g, "weights"), one), one), to=D.BOOL)
+
+
+@pytest.mark.parametrize("write", [_rounds_away, _rounds_back])
+def test_rounding_is_not_algebra(write: Write) -> None:
+    facts = _facts(write, "free")
+    assert not any(isinstance(c, KeyPadding) and c.value.name == "weights" for c in facts.conjuncts)
+
+
 def test_sites_share_what_was_found() -> None:
     graph = Graph(MODES["same"])
     mask = _causal(graph)

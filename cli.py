@@ -65,6 +65,7 @@ ExternalData = Annotated[
 ]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Skip the comparison with the source.")]
 NoBench = Annotated[bool, typer.Option("--no-bench", help="Skip the timing.")]
+NoHtml = Annotated[bool, typer.Option("--no-html", help="Leave the report page out.")]
 BenchSeconds = Annotated[float, typer.Option("--bench-seconds", min=0.1, help="Time for the latency run.")]
 CpuFallback = Annotated[bool, typer.Option("--allow-cpu-fallback", help="Accept checks on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
@@ -106,7 +107,9 @@ def export(
     external_data: ExternalData = "auto",
     no_validate: NoValidate = False,
     no_bench: NoBench = False,
-    bench_seconds: BenchSeconds = 10.0,
+    no_html: NoHtml = False,
+    bench_seconds: NoHtml = Annotated[bool, typer.Option("--no-html", help="Leave the report page out.")]
+BenchSeconds = 10.0,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
@@ -130,6 +133,7 @@ def export(
         external_data=external_data,  # type: ignore[arg-type]  # checked by the library, with a message
         validate=not no_validate,
         bench=not no_bench,
+        html=not no_html,
         bench_seconds=bench_seconds,
         allow_cpu_fallback=allow_cpu_fallback,
         progress=not json,
@@ -150,7 +154,9 @@ def optimize(
     external_data: ExternalData = "auto",
     no_validate: NoValidate = False,
     no_bench: NoBench = False,
-    bench_seconds: BenchSeconds = 10.0,
+    no_html: NoHtml = False,
+    bench_seconds: NoHtml = Annotated[bool, typer.Option("--no-html", help="Leave the report page out.")]
+BenchSeconds = 10.0,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
@@ -169,6 +175,7 @@ def optimize(
         external_data=external_data,  # type: ignore[arg-type]
         validate=not no_validate,
         bench=not no_bench,
+        html=not no_html,
         bench_seconds=bench_seconds,
         allow_cpu_fallback=allow_cpu_fallback,
         progress=not json,

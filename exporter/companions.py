@@ -1,29 +1,26 @@
-"""Files that are made from the report alone and lie beside the model.
-
-One line a kind: the role in :attr:`Report.files`, how the file is called, and what renders it.
-"""
+"""The report as a page, which lies beside the model unless the user does without."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
-
+from ..passes.picture import before_and_after
 from ..runtime.files import Staging
+from ..runtime.html import html_report
 from ..runtime.report import Report
 from .artifact import FileNames
+from .fusing import Fused
 
-__all__ = ["COMPANIONS", "files", "write"]
-
-#: (role, name of the file, report to text)
-COMPANIONS: Final[tuple[tuple[str, Callable[[FileNames], str], Callable[[Report], str]], ...]] = ()
+__all__ = ["files", "write"]
 
 
-def files(names: FileNames) -> dict[str, str]:
-    """Role to file name of every companion."""
-    return {role: name(names) for role, name, _ in COMPANIONS}
+def files(names: FileNames, *, html: bool) -> dict[str, str]:
+    """Role to file name of what :func:`write` makes."""
+    return {"html": names.html} if html else {}
 
 
-def write(staging: Staging, names: FileNames, report: Report) -> None:
-    """Render every companion of ``report`` into the staging folder."""
-    for _, name, render in COMPANIONS:
-        staging.write(name(names), render(report))
+def write(staging: Staging, names: FileNames, report: Report, fused: Fused, *, html: bool) -> None:
+    """Render the page into the staging folder; without it, the page of an earlier export goes away."""
+    if not html:
+        staging.remove(names.html)
+        return
+    before, after = before_and_after(fused.unfused, fused.model, fused.sites)
+    staging.write(names.html, html_report(report, before=before, after=after))

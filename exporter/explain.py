@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
 from ..passes import registry
 from ..passes.graph import census, op_name
-from ..passes.rule import Rule
+from ..passes.pages import RulePage, page_of
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress
-from ..runtime.report import Report, from_json, to_json
+from ..runtime.report import Report, from_json
 from ..runtime.target import TargetName
 from ..runtime.versions import installed
 from .artifact import FileNames
@@ -25,43 +21,7 @@ from .fusing import fuse
 from .onnx_file import lift_opset, open_file
 from .options import Options
 
-__all__ = ["RulePage", "explain", "page_of"]
-
-_SECTION = re.compile(r"^##\s+(?P<title>.+?)\s*$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RulePage:
-    """What a rule says of itself.
-
-    Attributes:
-        code: "ATT101".
-        name: "group-query-attention".
-        summary: First paragraph of its docstring.
-        status: "stable", "preview" or "deprecated".
-        since: Version that brought it.
-        safety: "exact", "rounding", "precision" or "assuming".
-        emits: Qualified names of the operators it puts into the graph.
-        anchors: Operators it looks at.
-        reasons: Reason codes its examples decline with.
-        sections: Title to text of the docstring's sections, in order.
-    """
-
-    code: str
-    name: str
-    summary: str
-    status: str
-    since: str
-    safety: str
-    emits: tuple[str, ...]
-    anchors: tuple[str, ...]
-    reasons: tuple[str, ...]
-    sections: Mapping[str, str] = field(default_factory=dict)
-    kind: Literal["rule"] = "rule"
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """The page as JSON text, keys in field order."""
-        return to_json(self, indent=indent)
+__all__ = ["explain"]
 
 
 def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool | Progress = False) -> Report | RulePage:
@@ -92,28 +52,6 @@ def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool |
     with bars:
         model = open_file(path)
         return _report_beside(path, model) or _dry_run(path, model, target, bars)
-
-
-def page_of(rule: Rule) -> RulePage:
-    """A rule's page, from its docstring and class variables."""
-    text = inspect.cleandoc(type(rule).__doc__ or "")
-    marks = list(_SECTION.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    reasons = dict.fromkeys(example.because for example in rule.examples if example.because)
-    return RulePage(
-        code=rule.code,
-        name=rule.name,
-        summary=text[: marks[0].start()].strip() if marks else text,
-        status=rule.status.value,
-        since=rule.since,
-        safety=rule.safety.value,
-        emits=tuple(rule.emits),
-        anchors=tuple(sorted(rule.anchors)),
-        reasons=tuple(reasons),
-        sections={
-            mark["title"]: text[mark.end() : end].strip("\n").rstrip() for mark, end in zip(marks, ends, strict=True)
-        },
-    )
 
 
 def _report_beside(path: Path, model: ir.Model) -> Report | None:

@@ -29,6 +29,7 @@ def export(
     require_fused: str | int | None = None,
     validate: bool = True,
     bench: bool = False,
+    html: bool = True,
     opset: int | None = None,
     min_onnxruntime: str | None = None,
     inputs: Sequence[str] = (),
@@ -58,6 +59,7 @@ def export(
         require_fused: "all" or a least number of fused attentions; unmet, nothing is written.
         validate: Compare the graph with the eager model over a grid of shapes and masks.
         bench: Time eager, unfused and fused in one interleaved run.
+        html: Write the report as a page too, X.report.html.
         opset: ai.onnx opset, 20 to 23; None picks the target's.
         min_onnxruntime: Oldest onnxruntime the graph must load on ("1.22"); None means the installed one.
         inputs: Inputs as text, ``NAME:DTYPE[batch,seq,64]``: names are dynamic axes, numbers are fixed.
@@ -89,6 +91,7 @@ def export(
         external_data=external_data,
         validate=validate,
         bench=bench,
+        html=html,
         allow_cpu_fallback=allow_cpu_fallback,
         raise_on_failure=raise_on_failure,
     )

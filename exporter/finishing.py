@@ -89,7 +89,7 @@ def finish(
             target=target,
             options=options,
             fused=fused,
-            files={**files, "report": names.report, **companions.files(names)},
+            files={**files, "report": names.report, **companions.files(names, html=options.html)},
             parity=parity,
             latency=latency,
             notes=notes,
@@ -98,7 +98,7 @@ def finish(
             stages=progress.stages,
         )
         staging.write(names.report, report.to_json() + "\n")
-        companions.write(staging, names, report)
+        companions.write(staging, names, report, fused, html=options.html)
     _raise_if_asked(report, options)
     return Artifact(output, report)
 

@@ -32,6 +32,7 @@ def optimize(
     require_fused: str | int | None = None,
     validate: bool = True,
     bench: bool = False,
+    html: bool = True,
     opset: int | None = None,
     min_onnxruntime: str | None = None,
     disable_fusion: Sequence[str] = (),
@@ -51,6 +52,7 @@ def optimize(
         require_fused: "all" or a least number of fused attentions; unmet, nothing is written.
         validate: Compare with the given graph, run without onnxruntime's own fusions, over a grid of shapes.
         bench: Time the given graph and the fused one in one interleaved run.
+        html: Write the report as a page too, X.report.html.
         opset: ai.onnx opset to convert to first; None keeps the file's, or lifts an older one to 20.
         min_onnxruntime: Oldest onnxruntime the graph must load on; None means the installed one.
         disable_fusion: Codes or names of rules that must not run.
@@ -77,6 +79,7 @@ def optimize(
         external_data=external_data,
         validate=validate,
         bench=bench,
+        html=html,
         allow_cpu_fallback=allow_cpu_fallback,
         raise_on_failure=raise_on_failure,
     )

@@ -40,6 +40,7 @@ class Options:
         external_data: Weights in a file of their own: above a size ("auto"), "always" or "never".
         validate: Compare the result with its source.
         bench: Time the result against its source.
+        html: Write the report as a page too.
         allow_cpu_fallback: Accept a session on the CPU where the target's provider does not come up.
         raise_on_failure: Raise :class:`deployml.VerdictError` on a failed verdict, once the files are written.
     """
@@ -53,6 +54,7 @@ class Options:
     external_data: ExternalData = "auto"
     validate: bool = True
     bench: bool = False
+    html: bool = True
     allow_cpu_fallback: bool = False
     raise_on_failure: bool = False
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
+from ..passes.pages import RulePage
 from ..runtime.report import Report
 from ..runtime.summary import render
 from .doctor import Diagnosis
-from .explain import RulePage
 from .kernels import Kernels
 
 __all__ = ["show"]

@@ -47,6 +47,7 @@ __all__ = [
     "Attributes",
     "Layout",
     "Signature",
+    "largest_score",
     "naive",
     "output_shape",
     "reference",
@@ -203,20 +204,36 @@ def naive(
     return tuple(result.astype(inputs["query"].dtype) for result in results)
 
 
+def largest_score(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]) -> float:
+    """The largest finite |query . key * scale| over all rows and keys, in float64."""
+    query, key, _ = _unpacked(signature, attributes, inputs, np.dtype(np.float64))
+    with np.errstate(all="ignore"):
+        scores = np.abs(query @ np.repeat(key, attributes.num_heads // attributes.kv_heads, axis=1).swapaxes(2, 3))
+    return float(np.max(scores, where=np.isfinite(scores), initial=0.0))
+
+
+def _unpacked(
+    signature: Signature, a: Attributes, given: Mapping[str, Array], dtype: np.dtype
+) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+    """Scaled query, key and value with the past, all (B, heads, length, dim)."""
+    query = _heads_first(given["query"].astype(dtype), a.num_heads, signature)
+    key = _heads_first(given["key"].astype(dtype), a.kv_heads, signature)
+    value = _heads_first(given["value"].astype(dtype), a.kv_heads, signature)
+    if signature.past:
+        key = np.concatenate([given["past_key"].astype(dtype), key], axis=2)
+        value = np.concatenate([given["past_value"].astype(dtype), value], axis=2)
+    with np.errstate(all="ignore"):
+        return query * dtype.type(a.scale or 1.0 / np.sqrt(query.shape[3])), key, value
+
+
 def _attend(
     signature: Signature, a: Attributes, inputs: Mapping[str, Array], dtype: np.dtype
 ) -> tuple[npt.NDArray, ...]:
     given = {k: v if k in ("mask", "key_lengths") else v.astype(dtype) for k, v in inputs.items()}
-    query = _heads_first(given["query"], a.num_heads, signature)
-    key = _heads_first(given["key"], a.kv_heads, signature)
-    value = _heads_first(given["value"], a.kv_heads, signature)
-    if signature.past:
-        key = np.concatenate([given["past_key"], key], axis=2)
-        value = np.concatenate([given["past_value"], value], axis=2)
+    query, key, value = _unpacked(signature, a, given, dtype)
     group = a.num_heads // a.kv_heads
-    scale = dtype.type(a.scale or 1.0 / np.sqrt(query.shape[3]))
     with np.errstate(all="ignore"):
-        scores = (query * scale) @ np.repeat(key, group, axis=1).swapaxes(2, 3)
+        scores = query @ np.repeat(key, group, axis=1).swapaxes(2, 3)
         weights = _weigh(a, given, scores)
         values = np.repeat(value, group, axis=1)
         output = weights @ values

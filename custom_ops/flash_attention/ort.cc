@@ -371,8 +371,9 @@ class Call {
   void* output(size_t index, const std::vector<int64_t>& dims) {
     OrtValue* value = nullptr;
     check(ort::KernelContextGetOutput::call(api_, context_, index, dims.data(), dims.size(), &value));
-    void* data = nullptr;
-    if (value != nullptr) check(ort::GetTensorMutableData::call(api_, value, &data));
+    if (value == nullptr) fail(ort::kInvalidArgument, "output %zu must be wanted", index);
+    void* data = nullptr;  // stays so for an empty tensor
+    check(ort::GetTensorMutableData::call(api_, value, &data));
     return data;
   }
 
@@ -386,8 +387,6 @@ class Call {
     if (!signature_.has(kPast)) return;
     call_.present_key = output(1, {b, call_.kv_heads, call_.keys, call_.head_dim});
     call_.present_value = output(2, {b, call_.kv_heads, call_.keys, v});
-    if (call_.present_key == nullptr || call_.present_value == nullptr)
-      fail(ort::kInvalidArgument, "outputs present_key and present_value must both be wanted");
   }
 
   static bool parallel_for(void* state, int64_t total, void (*body)(void*, size_t), void* user) {

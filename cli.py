@@ -108,8 +108,7 @@ def export(
     no_validate: NoValidate = False,
     no_bench: NoBench = False,
     no_html: NoHtml = False,
-    bench_seconds: NoHtml = Annotated[bool, typer.Option("--no-html", help="Leave the report page out.")]
-BenchSeconds = 10.0,
+    bench_seconds: BenchSeconds = 10.0,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
@@ -155,8 +154,7 @@ def optimize(
     no_validate: NoValidate = False,
     no_bench: NoBench = False,
     no_html: NoHtml = False,
-    bench_seconds: NoHtml = Annotated[bool, typer.Option("--no-html", help="Leave the report page out.")]
-BenchSeconds = 10.0,
+    bench_seconds: BenchSeconds = 10.0,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:

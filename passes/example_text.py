@@ -19,9 +19,7 @@ def graph_text(inputs: str, outputs: str, body: str, *, constants: str = "", ops
     """
     held = f"<{constants}>" if constants else ""
     imports = f'"": {opset}, "com.microsoft": 1'
-    return (
-        f"<ir_version: 9, opset_import: [{imports}]>\nexample ({inputs}) => ({outputs}) {held} {{ {body} }}"
-    )
+    return f"<ir_version: 9, opset_import: [{imports}]>\nexample ({inputs}) => ({outputs}) {held} {{ {body} }}"
 
 
 def fires(
@@ -35,13 +33,9 @@ def fires(
     times: int = 1,
 ) -> Example:
     """An example on which a rule applies ``times`` times and leaves the operators named in ``emits``."""
-    return Example(
-        text=graph_text(inputs, outputs, body, constants=constants, opset=opset), fires=times, emits=emits
-    )
+    return Example(text=graph_text(inputs, outputs, body, constants=constants, opset=opset), fires=times, emits=emits)
 
 
-def declines(
-    inputs: str, outputs: str, body: str, *, because: str, constants: str = "", opset: int = 20
-) -> Example:
+def declines(inputs: str, outputs: str, body: str, *, because: str, constants: str = "", opset: int = 20) -> Example:
     """An example that a rule refuses with this reason."""
     return Example(text=graph_text(inputs, outputs, body, constants=constants, opset=opset), because=because)

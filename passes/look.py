@@ -137,12 +137,7 @@ def times_scalar(value: ir.Value) -> tuple[ir.Value, float] | None:
         return None
     if node.op_type == "Div":
         number = scalar(node.inputs[1])
-        ok = (
-            number is not None
-            and number != 0
-            and node.inputs[0] is not None
-            and scalar(node.inputs[0]) is None
-        )
+        ok = number is not None and number != 0 and node.inputs[0] is not None and scalar(node.inputs[0]) is None
         return (past_identity(node.inputs[0]), 1.0 / float(number)) if ok else None  # type: ignore[arg-type]
     return _with_scalar(node)
 

@@ -83,9 +83,7 @@ class GeluErf(Rule):
 
     def build(self, facts: _Facts, g: Builder) -> Replacement:
         """See :class:`GeluErf`."""
-        return Replacement(
-            old=[facts.output], new=[emit_gelu(g, facts.x, facts.dtype, standard=facts.standard)]
-        )
+        return Replacement(old=[facts.output], new=[emit_gelu(g, facts.x, facts.dtype, standard=facts.standard)])
 
 
 def _plus_one(value: ir.Value) -> Iterator[ir.Value]:

@@ -76,9 +76,7 @@ class GeluTanh(Rule):
             right = close_to(linear, ROOT_TWO_OVER_PI, relative=TOLERANCE)
             if not right or not close_to(cubic, CUBIC * ROOT_TWO_OVER_PI, relative=3 * TOLERANCE):
                 found = f"{linear:.5g} x + {cubic:.5g} x^3"
-                raise Declined(
-                    "constant", f"expected tanh(0.79788 x + 0.035677 x^3), found tanh({found})", at=node
-                )
+                raise Declined("constant", f"expected tanh(0.79788 x + 0.035677 x^3), found tanh({found})", at=node)
             standard = opset(context) >= 20
             if context.target.portable and not standard:
                 raise Declined("opset", f"Gelu needs opset 20, the model has {opset(context)}", at=node)
@@ -154,8 +152,7 @@ GeluTanh.examples = (
         ),
         emits={"Gelu": 1},
         constants=(
-            "float three = {3}, float k = {0.044715}, float r = {0.7978846}, float one = {1}, "
-            "float half = {0.5}"
+            "float three = {3}, float k = {0.044715}, float r = {0.7978846}, float one = {1}, float half = {0.5}"
         ),
     ),
     fires(
@@ -178,8 +175,7 @@ GeluTanh.examples = (
         ),
         because="constant",
         constants=(
-            "float three = {3}, float k = {0.044715}, float r = {0.7978846}, float one = {1}, "
-            "float half = {0.25}"
+            "float three = {3}, float k = {0.044715}, float r = {0.7978846}, float one = {1}, float half = {0.25}"
         ),
     ),
     declines(
@@ -190,8 +186,6 @@ GeluTanh.examples = (
             "(t, one) h = Mul (x, half) y = Mul (h, a)"
         ),
         because="constant",
-        constants=(
-            "float three = {3}, float k = {0.044715}, float r = {0.8}, float one = {1}, float half = {0.5}"
-        ),
+        constants=("float three = {3}, float k = {0.044715}, float r = {0.8}, float one = {1}, float half = {0.5}"),
     ),
 )

@@ -65,9 +65,7 @@ class QuickGelu(Rule):
                     return self._checked(x, alpha, reader, node, context)
         raise no_match()
 
-    def _checked(
-        self, x: ir.Value, alpha: float, product: ir.Node, node: ir.Node, context: Context
-    ) -> _Facts:
+    def _checked(self, x: ir.Value, alpha: float, product: ir.Node, node: ir.Node, context: Context) -> _Facts:
         if not 0 < alpha < float("inf"):
             raise Declined("alpha", f"expected a positive factor, found {alpha:.5g}", at=node)
         if node.outputs[0].is_graph_output() or any(n is not product for n in consumers(node.outputs[0])):
@@ -76,9 +74,7 @@ class QuickGelu(Rule):
 
     def build(self, facts: _Facts, g: Builder) -> Replacement:
         """See :class:`QuickGelu`."""
-        gelu = g.op(
-            "com.microsoft::QuickGelu", facts.x, alpha=facts.alpha, dtype=facts.dtype, shape=facts.x.shape
-        )
+        gelu = g.op("com.microsoft::QuickGelu", facts.x, alpha=facts.alpha, dtype=facts.dtype, shape=facts.x.shape)
         return Replacement(old=[facts.output], new=[gelu])
 
 

@@ -33,9 +33,7 @@ def gelu_tail(gate: ir.Value, x: ir.Value) -> ir.Value | None:
                 return value
             wrong = (constant, readers[0])
     if wrong is not None:
-        raise Declined(
-            "constant", f"expected 0.5 * x * (1 + f(x)), found the factor {wrong[0]:.5g}", at=wrong[1]
-        )
+        raise Declined("constant", f"expected 0.5 * x * (1 + f(x)), found the factor {wrong[0]:.5g}", at=wrong[1])
     return None
 
 

@@ -90,8 +90,7 @@ def _worth_storing(weight: ir.Value, perm: tuple[int, ...]) -> bool:
     if weight.is_graph_output():
         return False
     return all(
-        use.node.op_type == "Transpose"
-        and tuple(attribute(use.node, "perm") or reversed(range(len(perm)))) == perm
+        use.node.op_type == "Transpose" and tuple(attribute(use.node, "perm") or reversed(range(len(perm)))) == perm
         for use in weight.uses()
     )
 

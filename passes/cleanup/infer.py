@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import onnx_ir as ir
 
 from .propagate import Propagation
+from .shape_rules import is_unknown
 
 __all__ = ["infer_shapes"]
 
@@ -62,20 +62,11 @@ def _without_invented(shape: ir.Shape | None) -> ir.Shape | None:
     if shape is None:
         return None
     invented = [not isinstance(d, int) and str(d.value).startswith("unk__") for d in shape]
-    return (
-        ir.Shape([None if drop else d for d, drop in zip(shape, invented, strict=True)])
-        if any(invented)
-        else shape
-    )
+    return ir.Shape([None if drop else d for d, drop in zip(shape, invented, strict=True)]) if any(invented) else shape
 
 
 def merged(first: ir.Shape, second: ir.Shape | None) -> ir.Shape:
     """The first shape, its unknown dimensions taken from the second where the ranks agree."""
     if second is None or len(first) != len(second):
         return first
-    return ir.Shape([b if unknown(a) else a for a, b in zip(first, second, strict=True)])
-
-
-def unknown(dim: Any) -> bool:
-    """Whether a dimension is neither a number nor a symbol."""
-    return not isinstance(dim, int) and dim.value is None
+    return ir.Shape([b if is_unknown(a) else a for a, b in zip(first, second, strict=True)])

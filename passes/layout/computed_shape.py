@@ -72,9 +72,7 @@ class ComputedShape(Rule):
     def build(self, facts: _Facts, g: Builder) -> Replacement:
         """See :class:`ComputedShape`."""
         if facts.op == "Reshape":
-            return Replacement(
-                old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)]
-            )
+            return Replacement(old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)])
         shape = g.const(np.array(facts.target, np.int64))
         wide = g.op("Expand", facts.source, shape, dtype=facts.source.dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[wide])

@@ -118,9 +118,7 @@ def _check_form(node: ir.Node, bias: ir.Value | None) -> None:
     plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
     vector = bias is None or (bias.shape is not None and len(bias.shape) == 1)
     if not plain or not vector or attribute(node, "transA", 0):
-        raise Declined(
-            "gemm-form", "expected alpha = beta = 1, no transposed input and a vector bias", at=node
-        )
+        raise Declined("gemm-form", "expected alpha = beta = 1, no transposed input and a vector bias", at=node)
 
 
 FlattenedGemm.examples = (

@@ -59,12 +59,7 @@ class FlattenedTranspose(Rule):
         flatten = producer(node.inputs[0], "Reshape")
         back = sole_reader(node.outputs[0], "Reshape")
         source = None if flatten is None else flatten.inputs[0]
-        if (
-            flatten is None
-            or back is None
-            or source is None
-            or tuple(attribute(node, "perm") or ()) != (0, 2, 1)
-        ):
+        if flatten is None or back is None or source is None or tuple(attribute(node, "perm") or ()) != (0, 2, 1):
             raise no_match()
         before, flat, after = source.shape, flatten.outputs[0].shape, back.outputs[0].shape
         if before is None or flat is None or after is None or len(flat) != 3:
@@ -73,9 +68,7 @@ class FlattenedTranspose(Rule):
         wanted = [*leading, columns, rows]
         kept = len(after) == len(wanted) and same_dim(flat[1], rows) and same_dim(flat[2], columns)
         if not kept or not all(same_dim(a, b) for a, b in zip(wanted, after, strict=True)):
-            detail = (
-                f"{shape_text(source)} to {shape_text(back.outputs[0])} is more than an exchange of two axes"
-            )
+            detail = f"{shape_text(source)} to {shape_text(back.outputs[0])} is more than an exchange of two axes"
             raise Declined("shape-not-proven", detail, at=node)
         return _Facts(source, back.outputs[0], len(wanted))
 

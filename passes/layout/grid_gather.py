@@ -106,9 +106,7 @@ def _column(value: ir.Value | None, rank: int) -> tuple[int, ir.Value] | None:
 
 def _range_below(value: ir.Value) -> ir.Value | None:
     """The Range that a value is, axes of size one apart."""
-    while (
-        (node := value.producer()) is not None and op_name(node) == "Unsqueeze" and node.inputs[0] is not None
-    ):
+    while (node := value.producer()) is not None and op_name(node) == "Unsqueeze" and node.inputs[0] is not None:
         value = past_identity(node.inputs[0])
     node = producer(value, "Range")
     counts = node is not None and scalar(node.inputs[0]) == 0 and scalar(node.inputs[2]) == 1

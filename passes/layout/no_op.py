@@ -85,9 +85,7 @@ def _same_shape(node: ir.Node) -> None:
     assert source is not None
     here, there = source.shape, output.shape
     certain = here is None or there is None or len(here) != len(there)
-    if certain or any(
-        isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(here, there, strict=True)
-    ):
+    if certain or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(here, there, strict=True)):
         raise no_match()
     detail = f"{shape_text(source)} and {shape_text(output)} are not provably equal"
     raise no_match(detail) if node.op_type != "Expand" else Declined("shape-not-proven", detail, at=node)

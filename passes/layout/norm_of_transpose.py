@@ -84,9 +84,7 @@ class NormOfTranspose(Rule):
         """See :class:`NormOfTranspose`."""
         dtype = facts.output.dtype
         attributes = dict(facts.attributes)
-        normed = g.op(
-            facts.op, facts.source, *facts.rest, dtype=dtype, shape=facts.source.shape, **attributes
-        )
+        normed = g.op(facts.op, facts.source, *facts.rest, dtype=dtype, shape=facts.source.shape, **attributes)
         moved = g.op("Transpose", normed, perm=list(facts.perm), dtype=dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[moved])
 

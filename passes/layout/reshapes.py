@@ -79,9 +79,7 @@ class ReshapeOfReshape(Rule):
         """See :class:`ReshapeOfReshape`."""
         if facts.target is None:
             return pass_through(facts.output, facts.source)
-        return Replacement(
-            old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)]
-        )
+        return Replacement(old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)])
 
 
 def _chain(node: ir.Node) -> list[ir.Node]:

@@ -73,9 +73,7 @@ def pass_through(old: ir.Value, new: ir.Value) -> Replacement:
 
 def shape_text(value: ir.Value) -> str:
     """A shape for a message."""
-    return (
-        "of unknown rank" if value.shape is None else "(" + ", ".join(dim_text(d) for d in value.shape) + ")"
-    )
+    return "of unknown rank" if value.shape is None else "(" + ", ".join(dim_text(d) for d in value.shape) + ")"
 
 
 def keeps_shape(node: ir.Node) -> bool:

@@ -73,9 +73,7 @@ class TransposeOfTranspose(Rule):
         """See :class:`TransposeOfTranspose`."""
         if facts.perm == tuple(range(len(facts.perm))):
             return pass_through(facts.output, facts.x)
-        moved = g.op(
-            "Transpose", facts.x, perm=list(facts.perm), dtype=facts.x.dtype, shape=facts.output.shape
-        )
+        moved = g.op("Transpose", facts.x, perm=list(facts.perm), dtype=facts.x.dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[moved])
 
 

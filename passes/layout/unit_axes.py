@@ -68,9 +68,7 @@ class UnitTranspose(Rule):
 
     def build(self, facts: _Facts, g: Builder) -> Replacement:
         """See :class:`UnitTranspose`."""
-        return Replacement(
-            old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)]
-        )
+        return Replacement(old=[facts.output], new=[emit_reshape(g, facts.source, facts.output, facts.target)])
 
 
 UnitTranspose.examples = (

@@ -87,19 +87,13 @@ class LayerNorm(Rule):
         value, weight = _row_operand(value, "Mul")
         value, bias = _row_operand(value, "Add")
         if not narrowed:
-            value, narrowed = (
-                _past_narrowing(value, x_wide) if weight is None and bias is None else (value, False)
-            )
+            value, narrowed = _past_narrowing(value, x_wide) if weight is None and bias is None else (value, False)
         x = past_casts(x_wide) if narrowed else x_wide
-        return self._checked(
-            _Facts(x, weight, bias, epsilon, value, x.dtype or ir.DataType.FLOAT), node, context
-        )
+        return self._checked(_Facts(x, weight, bias, epsilon, value, x.dtype or ir.DataType.FLOAT), node, context)
 
     def _checked(self, facts: _Facts, node: ir.Node, context: Context) -> _Facts:
         if opset(context) < 17:
-            raise Declined(
-                "opset", f"LayerNormalization needs opset 17, the model has {opset(context)}", at=node
-            )
+            raise Declined("opset", f"LayerNormalization needs opset 17, the model has {opset(context)}", at=node)
         dtype = require(facts.x.dtype, "LayerNormalization", context.target, node)
         if facts.x.shape is None:
             raise Declined("shape-unknown", "the rank of the input is not known", at=node)
@@ -110,9 +104,7 @@ class LayerNorm(Rule):
             if row is None:
                 continue
             if row.shape is None or len(row.shape) != 1 or not same_dim(row.shape[0], size):
-                raise Declined(
-                    "weight-shape", f"expected one number a feature, found shape {row.shape}", at=node
-                )
+                raise Declined("weight-shape", f"expected one number a feature, found shape {row.shape}", at=node)
             if row.dtype != dtype:
                 raise Declined("dtype", f"the weight is {row.dtype}, the input {dtype}", at=node)
         return facts
@@ -205,10 +197,7 @@ LayerNorm.examples = (
             "<keepdims = 1> (p, last) r = Sqrt (v) a = Add (r, eps) n = Div (d, a) y = Mul (n, w)"
         ),
         because="epsilon-outside-root",
-        constants=(
-            "int64[1] last = {-1}, float eps = {0.00001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, "
-            "-0.75, 1.25, 4}"
-        ),
+        constants=("int64[1] last = {-1}, float eps = {0.00001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"),
     ),
     declines(
         "float[B,S,8] x",
@@ -218,8 +207,6 @@ LayerNorm.examples = (
             "<keepdims = 1> (p, last) a = Add (v, eps) r = Sqrt (a) n = Div (d, r) y = Mul (n, w)"
         ),
         because="axis",
-        constants=(
-            "int64[1] last = {1}, float eps = {0.00001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"
-        ),
+        constants=("int64[1] last = {1}, float eps = {0.00001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"),
     ),
 )

@@ -129,9 +129,7 @@ class RmsNorm(Rule):
     ) -> _Facts:
         standard = context.target.portable
         if standard and opset(context) < 23:
-            raise Declined(
-                "opset", f"RMSNormalization needs opset 23, the model has {opset(context)}", at=node
-            )
+            raise Declined("opset", f"RMSNormalization needs opset 23, the model has {opset(context)}", at=node)
         op = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
         dtype = require(x.dtype, op, context.target, node)
         if x.shape is None:
@@ -194,11 +192,7 @@ def _tail(normalised: ir.Value, x_wide: ir.Value) -> _Tail:
 
 def _narrows(node: ir.Node, x_wide: ir.Value) -> bool:
     """A cast back to the type x had before it was widened."""
-    return (
-        op_name(node) == "Cast"
-        and cast_target(node) in FLOATS
-        and cast_target(node) == past_casts(x_wide).dtype
-    )
+    return op_name(node) == "Cast" and cast_target(node) in FLOATS and cast_target(node) == past_casts(x_wide).dtype
 
 
 RmsNorm.examples = (
@@ -233,10 +227,7 @@ RmsNorm.examples = (
             "n = Div (x, r) y = Mul (n, w)"
         ),
         because="axis",
-        constants=(
-            "int64[1] axis = {1}, float eps = {0.000001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, "
-            "-0.75, 1.25, 4}"
-        ),
+        constants=("int64[1] axis = {1}, float eps = {0.000001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"),
     ),
     declines(
         "float[B,S,8] x",
@@ -247,8 +238,7 @@ RmsNorm.examples = (
         ),
         because="epsilon-outside-root",
         constants=(
-            "int64[1] last = {-1}, float eps = {0.000001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, "
-            "-0.75, 1.25, 4}"
+            "int64[1] last = {-1}, float eps = {0.000001}, float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"
         ),
     ),
 )

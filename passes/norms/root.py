@@ -48,9 +48,7 @@ def _over_root(root: ir.Value, x: ir.Value) -> list[ir.Value]:
     for reader in consumers(root):
         if op_name(reader) == "Reciprocal" or (op_name(reader) == "Div" and scalar(reader.inputs[0]) == 1):
             found += _products(reader.outputs[0], x)
-        elif (
-            op_name(reader) == "Div" and reader.inputs[0] is not None and past_identity(reader.inputs[0]) is x
-        ):
+        elif op_name(reader) == "Div" and reader.inputs[0] is not None and past_identity(reader.inputs[0]) is x:
             found.append(reader.outputs[0])
     return found
 

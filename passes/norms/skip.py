@@ -116,9 +116,7 @@ def _parts(add: ir.Node, total: ir.Value) -> _Sum:
             return _Sum(inner[0], side, inner[1])
         if _accepts(other, total):
             return _Sum(side, other, None)
-    raise Declined(
-        "broadcast", f"shapes {left.shape} and {right.shape} are not provably a residual pair", at=add
-    )
+    raise Declined("broadcast", f"shapes {left.shape} and {right.shape} are not provably a residual pair", at=add)
 
 
 def _biased(value: ir.Value, reader: ir.Node, total: ir.Value) -> tuple[ir.Value, ir.Value] | None:
@@ -127,13 +125,7 @@ def _biased(value: ir.Value, reader: ir.Node, total: ir.Value) -> tuple[ir.Value
     if add is None or not unused_elsewhere(value, reader):
         return None
     for x, bias in (tuple(add.inputs), tuple(add.inputs)[::-1]):
-        if (
-            x is None
-            or bias is None
-            or bias.const_value is None
-            or bias.shape is None
-            or len(bias.shape) != 1
-        ):
+        if x is None or bias is None or bias.const_value is None or bias.shape is None or len(bias.shape) != 1:
             continue
         assert total.shape is not None
         if same_dims(x, total) and same_dim(bias.shape[0], total.shape[-1]) and bias.dtype == total.dtype:

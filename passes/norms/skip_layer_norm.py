@@ -55,10 +55,7 @@ SkipLayerNorm.examples = (
     fires(
         "float[B,S,8] x, float[B,S,8] skip",
         "float[B,S,8] y, float[B,S,8] z",
-        (
-            "b = Add (x, c) t = Add (b, skip) y = LayerNormalization <axis = -1, epsilon = 0.001> "
-            "(t, w, c) z = Neg (t)"
-        ),
+        ("b = Add (x, c) t = Add (b, skip) y = LayerNormalization <axis = -1, epsilon = 0.001> (t, w, c) z = Neg (t)"),
         emits={"com.microsoft::SkipLayerNormalization": 1, "Add": 0},
         constants=(
             "float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}, float[8] c = {1, 0.5, -2, "

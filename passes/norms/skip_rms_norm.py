@@ -55,10 +55,7 @@ SkipRmsNorm.examples = (
     fires(
         "float[B,S,8] x, float[B,S,8] skip",
         "float[B,S,8] y, float[B,S,8] z",
-        (
-            "t = Add (skip, x) y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.001> (t, "
-            "w) z = Neg (t)"
-        ),
+        ("t = Add (skip, x) y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.001> (t, w) z = Neg (t)"),
         emits={"com.microsoft::SkipSimplifiedLayerNormalization": 1, "Add": 0},
         constants="float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}",
     ),

@@ -77,9 +77,7 @@ def halved(value: ir.Value, kind: Kind, depth: int = 0) -> Half | None:
 
 def _half_of_constant(array: np.ndarray, kind: Kind) -> Half | None:
     half = array.shape[-1] // 2
-    first, second = (
-        (array[..., :half], array[..., half:]) if kind == "half" else (array[..., 0::2], array[..., 1::2])
-    )
+    first, second = (array[..., :half], array[..., half:]) if kind == "half" else (array[..., 0::2], array[..., 1::2])
     return Half(table=np.ascontiguousarray(first)) if np.array_equal(first, second) else None
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ..example_text import declines, fires
-from ..graph import Builder, op_name, producer
-from ..look import no_match, past_identity, require
+from ..graph import Builder, op_name
+from ..look import no_match, require
 from ..rule import Context, Declined, Replacement, Rule
 from .halves import Half, Kind, halved
-from .rotation import Part, part_of, parts_of, rotation_of
+from .rotation import part_of, parts_of
+from .spelling import Spelling, halves_spelling, sum_spelling
 from .tables import Axes, align, positions, two_dimensional
 
 __all__ = ["RotaryEmbedding"]
@@ -31,18 +32,6 @@ class _Facts:
     kind: Kind
     axes: Axes
     dtype: ir.DataType
-
-
-@dataclass(frozen=True, slots=True)
-class _Spelling:
-    """What the sum says before anything is checked."""
-
-    x: ir.Value
-    cos: ir.Value
-    sin: ir.Value
-    kind: Kind
-    output: ir.Value
-    doubled: bool
 
 
 class RotaryEmbedding(Rule):
@@ -84,13 +73,11 @@ class RotaryEmbedding(Rule):
         """See :class:`RotaryEmbedding`."""
         if context.target.portable:
             raise no_match("no standard operator before opset 23 does this")
-        found = _sum(node) if op_name(node) == "Add" else _halves(node)
+        found = sum_spelling(node) if op_name(node) == "Add" else halves_spelling(node)
         if found is None:
             raise no_match()
         if found.x.shape is None or len(found.x.shape) != 4 or not isinstance(found.x.shape[3], int):
-            raise Declined(
-                "shape-unknown", f"expected rank 4 with a known width, found {found.x.shape}", at=node
-            )
+            raise Declined("shape-unknown", f"expected rank 4 with a known width, found {found.x.shape}", at=node)
         width = found.x.shape[3]
         table_width = width if found.doubled else width // 2
         axes = align(found.x, found.cos, table_width)
@@ -113,9 +100,7 @@ class RotaryEmbedding(Rule):
         merged = facts.axes.heads == 2
         if merged:
             shape = [x.shape[0], x.shape[1], facts.heads * facts.head_size]
-            x = g.op(
-                "Reshape", x, g.const(np.array([0, 0, shape[2]], np.int64)), dtype=facts.dtype, shape=shape
-            )
+            x = g.op("Reshape", x, g.const(np.array([0, 0, shape[2]], np.int64)), dtype=facts.dtype, shape=shape)
         partial = facts.width != facts.head_size
         rotated = g.op(
             "com.microsoft::RotaryEmbedding",
@@ -135,101 +120,29 @@ class RotaryEmbedding(Rule):
         return Replacement(old=[facts.output], new=[rotated])
 
 
-def _sum(node: ir.Node) -> _Spelling | None:
-    """x * cos + turned(x) * sin."""
-    products = [producer(v, "Mul") for v in node.inputs]
-    if products[0] is None or products[1] is None:
-        return None
-    for straight, turned in ((products[0], products[1]), (products[1], products[0])):
-        for rotated, sin in (tuple(turned.inputs), tuple(turned.inputs)[::-1]):
-            found = None if rotated is None else rotation_of(rotated)
-            cos = None if found is None else _other(straight, found[0])
-            if found is not None and cos is not None and sin is not None:
-                return _Spelling(found[0], cos, sin, found[1], node.outputs[0], True)
-    return None
-
-
-def _halves(node: ir.Node) -> _Spelling | None:
-    """concat(a * cos - b * sin, b * cos + a * sin) of the two halves a and b of x."""
-    if len(node.inputs) != 2:
-        return None
-    minus, plus = producer(node.inputs[0], "Sub"), producer(node.inputs[1], "Add")
-    if minus is None or plus is None:
-        return None
-    left, right = (producer(v, "Mul") for v in minus.inputs)
-    if left is None or right is None:
-        return None
-    for a, cos in (tuple(left.inputs), tuple(left.inputs)[::-1]):
-        for b, sin in (tuple(right.inputs), tuple(right.inputs)[::-1]):
-            source = _source_of_halves(part_of(a), part_of(b))
-            if source is None or cos is None or sin is None or a is None or b is None:
-                continue
-            wanted = [{id(b), id(cos)}, {id(a), id(sin)}]
-            products = [producer(v, "Mul") for v in plus.inputs]
-            operands = [set() if p is None else {id(v) for v in p.inputs} for p in products]
-            if operands in (wanted, wanted[::-1]) and _same_shape(source, node.outputs[0]):
-                return _Spelling(source, cos, sin, "half", node.outputs[0], False)
-    return None
-
-
-def _same_shape(x: ir.Value, output: ir.Value) -> bool:
-    return x.shape is not None and output.shape is not None and len(x.shape) == len(output.shape)
-
-
-def _source_of_halves(first: Part | None, second: Part | None) -> ir.Value | None:
-    if first is None or second is None or first.source is not second.source or first.source.shape is None:
-        return None
-    width = first.source.shape[-1]
-    spans = (first.start, first.stop, second.start, second.stop)
-    fits = (
-        isinstance(width, int)
-        and spans == (0, width // 2, width // 2, width)
-        and first.step == second.step == 1
-    )
-    return first.source if fits else None
-
-
-def _other(product: ir.Node, x: ir.Value) -> ir.Value | None:
-    left, right = product.inputs
-    if left is not None and past_identity(left) is x:
-        return right
-    return left if right is not None and past_identity(right) is x else None
-
-
-def _half_tables(found: _Spelling, node: ir.Node) -> tuple[Half, Half]:
+def _half_tables(found: Spelling, node: ir.Node) -> tuple[Half, Half]:
     if not found.doubled:
         return Half(leaf=found.cos), Half(leaf=found.sin)
     cos, sin = halved(found.cos, found.kind), halved(found.sin, found.kind)
     if cos is None or sin is None:
         which = "cosine" if cos is None else "sine"
-        raise Declined(
-            "table-not-doubled", f"the two halves of the {which} table are not provably equal", at=node
-        )
+        raise Declined("table-not-doubled", f"the two halves of the {which} table are not provably equal", at=node)
     return cos, sin
 
 
-def _with_tail(found: _Spelling) -> tuple[ir.Value, ir.Value, int]:
+def _with_tail(found: Spelling) -> tuple[ir.Value, ir.Value, int]:
     """(tensor, result, head size), with the features behind the rotated ones where they are only passed on."""
     assert found.x.shape is not None
     width = int(found.x.shape[3])  # type: ignore[arg-type]
     first = part_of(found.x)
     alone = (found.x, found.output, width)
-    if (
-        first is None
-        or (first.start, first.stop, first.step) != (0, width, 1)
-        or found.output.is_graph_output()
-    ):
+    if first is None or (first.start, first.stop, first.step) != (0, width, 1) or found.output.is_graph_output():
         return alone
     whole = first.source.shape
     assert whole is not None
     size = whole[-1]
     uses = [u.node for u in found.output.uses()]
-    if (
-        not isinstance(size, int)
-        or len(uses) != 1
-        or op_name(uses[0]) != "Concat"
-        or len(uses[0].inputs) != 2
-    ):
+    if not isinstance(size, int) or len(uses) != 1 or op_name(uses[0]) != "Concat" or len(uses[0].inputs) != 2:
         return alone
     tail = uses[0].inputs[1]
     rest = part_of(tail)
@@ -285,8 +198,7 @@ RotaryEmbedding.examples = (
         ),
         because="table-not-doubled",
         constants=(
-            "int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, int64[1] far = "
-            "{9223372036854775807}"
+            "int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, int64[1] far = {9223372036854775807}"
         ),
     ),
     declines(
@@ -299,8 +211,7 @@ RotaryEmbedding.examples = (
         ),
         because="table-shape",
         constants=(
-            "int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, int64[1] far = "
-            "{9223372036854775807}"
+            "int64[1] zero = {0}, int64[1] half = {4}, int64[1] last = {3}, int64[1] far = {9223372036854775807}"
         ),
     ),
 )

@@ -38,17 +38,13 @@ def align(x: ir.Value, table: ir.Value, width: int) -> Axes:
         raise Declined("table-shape", f"the table {table.shape} does not fit {x.shape}", at=table)
     batched = shape[0] != 1
     if batched and not same_dim(shape[0], full[0]):
-        raise Declined(
-            "table-shape", f"the batch of the table {table.shape} is not that of {x.shape}", at=table
-        )
+        raise Declined("table-shape", f"the batch of the table {table.shape} is not that of {x.shape}", at=table)
     varying = [axis for axis in (1, 2) if shape[axis] != 1]
     if len(varying) > 1:
         raise Declined("table-shape", f"the table {table.shape} varies by head", at=table)
     sequence = varying[0] if varying else _one_long(full)
     if not same_dim(shape[sequence], full[sequence]) or sequence == 0:
-        raise Declined(
-            "table-shape", f"the length of the table {table.shape} is not that of {x.shape}", at=table
-        )
+        raise Declined("table-shape", f"the length of the table {table.shape} is not that of {x.shape}", at=table)
     return Axes(sequence=sequence, heads=3 - sequence, batched=batched)
 
 

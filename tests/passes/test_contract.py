@@ -127,9 +127,7 @@ def test_the_result_is_a_valid_graph_with_the_same_interface(rule: Rule, example
         (model.graph.inputs, original.graph.inputs),
         (model.graph.outputs, original.graph.outputs),
     ):
-        assert [(v.name, v.dtype, str(v.shape)) for v in mine] == [
-            (v.name, v.dtype, str(v.shape)) for v in theirs
-        ]
+        assert [(v.name, v.dtype, str(v.shape)) for v in mine] == [(v.name, v.dtype, str(v.shape)) for v in theirs]
     if not set(census(model)) & BEYOND_THE_CHECKER:
         onnx.checker.check_model(ir.to_proto(plain(model)))
     evaluator().prepare(plain(model))

@@ -1,0 +1,107 @@
+"""Norm rules beyond their examples: exact constants, the residual that is read on, and what must not fuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deployml.passes import norms
+from deployml.passes.graph import attribute, census, constant
+
+from .rewriting import declined, outputs, parsed, rewrite
+
+SKIP_RMS = "com.microsoft::SkipSimplifiedLayerNormalization"
+SKIP_LN = "com.microsoft::SkipLayerNormalization"
+ROW = "float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"
+RMS = "p = Pow (h, two) m = ReduceMean <keepdims = 1> (p, last) a = Add (m, eps) r = Sqrt (a) n = Div (h, r) "
+ENDS = f"float two = {{2}}, int64[1] last = {{-1}}, {ROW}, "
+
+
+def test_epsilon_is_kept_to_the_bit() -> None:
+    model = parsed(
+        "float[B,S,8] h", "float[B,S,8] y", RMS + "y = Mul (n, w)", constants=ENDS + "float eps = {0.0000123}"
+    )
+    rewrite(model, norms.RULES)
+    node = next(iter(model.graph))
+    assert node.op_type == "SimplifiedLayerNormalization"
+    assert np.float32(attribute(node, "epsilon")) == np.float32(0.0000123)
+
+
+def test_one_plus_weight_is_read_as_the_weight() -> None:
+    model = parsed(
+        "float[B,S,8] h, float[8] v",
+        "float[B,S,8] y",
+        "s = Add (v, one) " + RMS + "y = Mul (n, s)",
+        constants=ENDS + "float eps = {0.000001}, float one = {1}",
+    )
+    rewrite(model, norms.RULES)
+    assert census(model) == {"Add": 1, "SimplifiedLayerNormalization": 1}
+
+
+def test_a_norm_without_weight_gets_ones() -> None:
+    model = parsed("float[B,S,8] h", "float[B,S,8] y", RMS + "y = Neg (n)", constants=ENDS + "float eps = {0.000001}")
+    rewrite(model, norms.RULES)
+    node = next(n for n in model.graph if n.op_type == "SimplifiedLayerNormalization")
+    assert np.array_equal(constant(node.inputs[1]), np.ones(8, np.float32))
+
+
+def test_two_norms_of_one_sum_add_once() -> None:
+    model = parsed(
+        "float[B,S,8] x, float[B,S,8] k",
+        "float[B,S,8] y, float[B,S,8] z",
+        "t = Add (x, k) y = SimplifiedLayerNormalization <axis = -1> (t, w) "
+        "z = SimplifiedLayerNormalization <axis = -1> (t, v)",
+        constants=f"{ROW}, float[8] v = {{1, 2, 3, 4, 5, 6, 7, 8}}",
+    )
+    rewrite(model, norms.RULES)
+    assert census(model) == {"SimplifiedLayerNormalization": 1, SKIP_RMS: 1}
+
+
+def test_a_bias_that_is_read_elsewhere_stays_outside() -> None:
+    model = parsed(
+        "float[B,S,8] x, float[B,S,8] k",
+        "float[B,S,8] y, float[B,S,8] z",
+        "b = Add (x, w) t = Add (b, k) y = LayerNormalization <axis = -1> (t, w) z = Neg (b)",
+        constants=ROW,
+    )
+    rewrite(model, norms.RULES)
+    assert census(model) == {"Add": 1, "Neg": 1, SKIP_LN: 1}
+    assert len(next(n for n in model.graph if n.op_type == "SkipLayerNormalization").inputs) == 3
+
+
+def test_the_sum_becomes_the_fourth_output_and_keeps_its_name() -> None:
+    text = (
+        "float[B,S,8] x, float[B,S,8] k",
+        "float[B,S,8] y, float[B,S,8] t",
+        "t = Add (x, k) y = LayerNormalization <axis = -1> (t, w)",
+    )
+    plain, model = parsed(*text, constants=ROW), parsed(*text, constants=ROW)
+    rewrite(model, norms.RULES)
+    assert census(model) == {SKIP_LN: 1}
+    assert [v.name for v in model.graph.outputs] == ["y", "t"]
+    feeds = {n: np.random.default_rng(3).standard_normal((3, 5, 8)).astype(np.float32) for n in "xk"}
+    for old, new in zip(outputs(plain, feeds), outputs(model, feeds), strict=True):
+        np.testing.assert_allclose(new, old, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("skip", ["B,S,1", "B,1,8", "S,1"])
+def test_a_broadcast_the_operator_would_read_differently_is_left_alone(skip: str) -> None:
+    model = parsed(
+        f"float[B,S,8] x, float[{skip}] k",
+        "float[B,S,8] y",
+        "t = Add (x, k) y = LayerNormalization <axis = -1> (t, w)",
+        constants=ROW,
+    )
+    journal = rewrite(model, norms.RULES)
+    assert declined(journal) == ["broadcast"]
+    assert census(model) == {"Add": 1, "LayerNormalization": 1}
+
+
+def test_the_portable_target_gets_standard_operators_only() -> None:
+    text = ("float[B,S,8] h", "float[B,S,8] y", RMS + "y = Mul (n, w)")
+    constants = ENDS + "float eps = {0.000001}"
+    new, old = parsed(*text, constants=constants, opset=23), parsed(*text, constants=constants, opset=20)
+    rewrite(new, norms.RULES, "portable")
+    journal = rewrite(old, norms.RULES, "portable")
+    assert census(new) == {"RMSNormalization": 1}
+    assert declined(journal) == ["opset"]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Final
 
-from .poly import MAX_TERMS, ONE, ZERO, Elem, Poly, variables
+from .poly import ONE, ZERO, Elem, Poly
 
 __all__ = [
-    "MAX_SIZE",
     "AllOf",
     "AnyOf",
     "Bool",
@@ -25,19 +22,19 @@ __all__ = [
     "Zero",
     "all_of",
     "any_of",
+    "as_number",
     "assume",
-    "axes_of",
+    "assume_number",
     "choose",
     "conjuncts",
+    "extreme",
+    "map_leaves",
     "non_negative",
     "not_",
-    "size_of",
+    "pick",
     "substitute",
     "zero",
 ]
-
-#: Above this many nodes an expression is read as opaque data instead.
-MAX_SIZE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,6 @@ class AllOf:
     """Conjunction."""
 
     items: tuple[Bool, ...]
-
-    @cached_property
-    def as_set(self) -> frozenset[Bool]:
-        """The conjuncts without order."""
-        return frozenset(self.items)
 
 
 @dataclass(frozen=True)
@@ -304,40 +296,3 @@ def map_leaves(number: Number, leaf: Callable[[Poly | Real | Extreme], Number]) 
 def as_number(item: Bool) -> Number:
     """A boolean as 1 or 0."""
     return pick(item, ONE, ZERO)
-
-
-def _children(expr: Expr) -> tuple[Expr, ...]:
-    if isinstance(expr, Not):
-        return (expr.item,)
-    if isinstance(expr, AllOf | AnyOf):
-        return expr.items
-    if isinstance(expr, Choice):
-        return (expr.condition, expr.then, expr.otherwise)
-    return ()
-
-
-def _polys(expr: Expr) -> tuple[Poly, ...]:
-    if isinstance(expr, NonNegative | Zero):
-        return (expr.poly,)
-    if isinstance(expr, Poly):
-        return (expr,)
-    if isinstance(expr, Extreme):
-        return (expr.left, expr.right)
-    return (Poly.atom(expr.elem),) if isinstance(expr, Flag) else ()
-
-
-def size_of(expr: Expr) -> int:
-    """Number of nodes of an expression; more than :data:`MAX_SIZE` also for an overlong polynomial."""
-    if any(len(p.terms) > MAX_TERMS for p in _polys(expr)):
-        return MAX_SIZE + 1
-    return 1 + sum(size_of(c) for c in _children(expr))
-
-
-def axes_of(expr: Expr) -> set[int]:
-    """The index variables an expression depends on."""
-    found: set[int] = set()
-    for poly in _polys(expr):
-        found |= variables(poly)
-    for child in _children(expr):
-        found |= axes_of(child)
-    return found

@@ -12,7 +12,8 @@ from .bounds import bounded
 from .evaluate import ancestors, evaluate
 from .facts import Always, Causal, Conjunct, KeyLengths, KeyPadding, MaskFacts, Window
 from .frame import BATCH, KEY, QUERY, ROLES, Frame, place
-from .logic import Bool, Flag, NonNegative, Not, Zero, axes_of, conjuncts, not_, substitute
+from .logic import Bool, Flag, NonNegative, Not, Zero, conjuncts, not_, substitute
+from .measure import axes_of
 from .poly import ONE, ZERO, Axis, Dim, Elem, Poly, parse_size
 from .tensor import Memo
 

@@ -9,19 +9,8 @@ from typing import Final, Literal
 
 import onnx_ir as ir
 
-from .logic import (
-    MAX_SIZE,
-    Expr,
-    Flag,
-    Number,
-    Real,
-    as_number,
-    axes_of,
-    non_negative,
-    pick,
-    size_of,
-    substitute,
-)
+from .logic import Expr, Flag, Number, Real, as_number, non_negative, pick, substitute
+from .measure import MAX_SIZE, axes_of, size_of
 from .poly import ONE, ZERO, Axis, Dim, Elem, Poly, parse_size
 
 __all__ = ["Kind", "Memo", "Tensor", "broadcast", "elements", "from_elements", "kind_of", "literal"]

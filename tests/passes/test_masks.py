@@ -25,7 +25,7 @@ from deployml.passes.masks import (
 )
 from deployml.passes.masks.poly import parse_size
 
-from .mask_graphs import BUFFER, MODES, Graph, check
+from .mask_graphs import BUFFER, MODES, Graph, Mode, check, keeps
 
 D = ir.DataType
 LOWEST = float(np.finfo(np.float32).min)
@@ -302,6 +302,52 @@ def test_an_output_cannot_be_written_into_a_wrapping_dtype() -> None:
 
     facts = _facts(write, "same")
     assert not entails_causal(facts)
+
+
+def test_every_band_of_a_stored_array_is_read_exactly() -> None:
+    rows, columns = 4, 5
+    diagonal = np.arange(columns)[None, :] - np.arange(rows)[:, None]
+    for low in range(-rows, columns):
+        for high in range(low, columns + 1):
+            array = (diagonal >= low) & (diagonal <= high)
+            value = Graph(MODES["same"]).const(array, np.bool_)
+            facts = analyse(value, query_dim=rows, key_dim=columns)
+            assert facts is not None
+            if facts.residual:
+                assert not array.any()
+                continue
+            mode = Mode("4", "5", ())
+            np.testing.assert_array_equal(keeps(facts, {}, mode, {"B": 1, "S": rows})[0, 0], array)
+
+
+def test_all_keys_but_the_last_are_not_all_keys() -> None:
+    def write(g: Graph) -> ir.Value:
+        return g.op("Less", g.j(), g.op("Sub", g.size("key"), g.const(1)))
+
+    assert key_padding_only(_facts(write, "free"))
+
+
+def test_rows_counted_from_the_end_are_not_rows_from_the_start() -> None:
+    """The last S rows of a causal (T, T)."""
+
+    def write(g: Graph) -> ir.Value:
+        square = g.op("LessOrEqual", g.j(), g.unsqueeze(g.arange("key"), 1))
+        last = g.op("Neg", g.vector("query"))
+        cut = g.op("Slice", square, last, g.vector("key"), g.const([0]))
+        cut.shape = ir.Shape([g.mode.query, g.mode.key])
+        return cut
+
+    assert not entails_causal(_facts(write, "past"))
+
+
+def test_flags_cut_from_a_longer_tensor_are_named_as_cut() -> None:
+    long = ir.Value(name="long", type=ir.TensorType(D.BOOL), shape=ir.Shape(["B", 16]))
+    g = Graph(MODES["same"])
+    cut = g.op("Slice", long, g.const([0]), g.const([4]), g.const([1]))
+    facts = analyse(g.unsqueeze(cut, 1, 2), query_dim=4, key_dim=4)
+    assert facts is not None
+    (item,) = facts.conjuncts
+    assert isinstance(item, KeyPadding) and item.value is not long and not facts.residual
 
 
 def _rounds_away(g: Graph) -> ir.Value:

@@ -10,7 +10,6 @@ from .flattened_gemm import FlattenedGemm
 from .flattened_transpose import FlattenedTranspose
 from .grid_gather import GridGather
 from .no_op import NoOp
-from .norm_of_transpose import NormOfTranspose
 from .part_of_shape import PartOfShape
 from .reshapes import ReshapeOfReshape
 from .transposes import TransposeOfTranspose
@@ -24,7 +23,6 @@ __all__ = [
     "FlattenedTranspose",
     "GridGather",
     "NoOp",
-    "NormOfTranspose",
     "PartOfShape",
     "ReshapeOfReshape",
     "TransposeOfTranspose",
@@ -40,7 +38,6 @@ RULES: Final[tuple[Rule, ...]] = (
     FlattenedTranspose(),
     GridGather(),
     ComputedShape(),
-    NormOfTranspose(),
     TransposeOfTranspose(),
     UnsqueezePair(),
     UnitTranspose(),

@@ -1,4 +1,4 @@
-"""LAY010: a transpose of the last two axes between a flattening of the leading ones and its undoing."""
+"""LAY009: a transpose of the last two axes between a flattening of the leading ones and its undoing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FlattenedTranspose(Rule):
     ONNX operators Transpose-13 and Reshape-14.
     """
 
-    code: ClassVar[str] = "LAY010"
+    code: ClassVar[str] = "LAY009"
     name: ClassVar[str] = "flattened-transpose"
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"Transpose"})

@@ -1,4 +1,4 @@
-"""LAY011: a gather whose indices are a grid over the whole tensor."""
+"""LAY010: a gather whose indices are a grid over the whole tensor."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class GridGather(Rule):
     ONNX operators GatherND-13 and Unsqueeze-13.
     """
 
-    code: ClassVar[str] = "LAY011"
+    code: ClassVar[str] = "LAY010"
     name: ClassVar[str] = "grid-gather"
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset({"GatherND"})

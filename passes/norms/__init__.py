@@ -6,11 +6,12 @@ from typing import Final
 
 from ..rule import Rule
 from .layer_norm import LayerNorm
+from .norm_of_transpose import NormOfTranspose
 from .rms_norm import RmsNorm
 from .skip_layer_norm import SkipLayerNorm
 from .skip_rms_norm import SkipRmsNorm
 
-__all__ = ["RULES", "LayerNorm", "RmsNorm", "SkipLayerNorm", "SkipRmsNorm"]
+__all__ = ["RULES", "LayerNorm", "NormOfTranspose", "RmsNorm", "SkipLayerNorm", "SkipRmsNorm"]
 
 #: In the order to run.
-RULES: Final[tuple[Rule, ...]] = (RmsNorm(), LayerNorm(), SkipLayerNorm(), SkipRmsNorm())
+RULES: Final[tuple[Rule, ...]] = (RmsNorm(), LayerNorm(), SkipLayerNorm(), SkipRmsNorm(), NormOfTranspose())

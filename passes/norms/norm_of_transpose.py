@@ -1,4 +1,4 @@
-"""LAY009: a norm over the last axis of a transpose that leaves the last axis where it is."""
+"""NRM005: a norm over the last axis of a transpose that leaves the last axis where it is."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NormOfTranspose(Rule):
     ONNX operator LayerNormalization-17.
     """
 
-    code: ClassVar[str] = "LAY009"
+    code: ClassVar[str] = "NRM005"
     name: ClassVar[str] = "norm-of-transpose"
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset(

@@ -23,6 +23,7 @@ from .evaluate import Evaluator, Run, in_double
 from .graph import Builder
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
+from .symbols import free_names, size_of
 
 __all__ = ["Proof", "Prover"]
 
@@ -272,7 +273,7 @@ def _bindings(values: Sequence[ir.Value], sizes: Sequence[int]) -> dict[str, int
     for value in values:
         for dim in value.shape or ():
             if not isinstance(dim, int):
-                symbols.update(dict.fromkeys(sorted(str(s) for s in dim.free_symbols())))
+                symbols.update(dict.fromkeys(free_names(dim)))
     return dict(zip(symbols, itertools.cycle(sizes), strict=False))
 
 
@@ -289,10 +290,10 @@ def random_feeds(
         for dim in value.shape:
             if isinstance(dim, int):
                 shape.append(dim)
-            elif not dim.free_symbols():
+            elif not free_names(dim):
                 shape.append(next(unknown))
             else:
-                shape.append(max(int(dim.evaluate(bindings)), 0))
+                shape.append(max(size_of(dim, bindings), 0))
         feeds[f"i{index}"] = _random(value, tuple(shape), rng, case)
     return feeds
 

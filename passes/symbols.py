@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,44 @@ def same_dim(left: Any, right: Any) -> bool:
         return left == right
     if left is None or right is None or left.value is None or right.value is None:
         return False
-    return left == right or left.simplify() == right.simplify()
+    return left == right or _simplified(left) == _simplified(right)
+
+
+def free_names(dim: ir.SymbolicDim) -> tuple[str, ...]:
+    """The names an expression depends on, sorted; a name that is no expression ("seq len") stands for itself."""
+    if dim.value is None:
+        return ()
+    try:
+        return tuple(sorted(str(s) for s in dim.free_symbols()))
+    except ValueError:
+        return (str(dim.value),)
+
+
+def size_of(dim: ir.SymbolicDim, bindings: Mapping[str, int]) -> int:
+    """The size of a symbolic dimension when its names have these sizes."""
+    if str(dim.value) in bindings:
+        return bindings[str(dim.value)]
+    return int(dim.evaluate(dict(bindings)))
+
+
+def quotient(dim: Any, divisor: int) -> Any:
+    """A dimension divided by a number that divides it; None when it has no name to say it with."""
+    if isinstance(dim, int):
+        return dim // divisor
+    if divisor == 1:
+        return dim
+    try:
+        return (dim // divisor).simplify() if dim is not None and dim.value is not None else None
+    except ValueError:
+        return None
+
+
+def _simplified(dim: ir.SymbolicDim) -> Any:
+    """Files name dimensions as they like ("seq len", "/layer/Add_d0"): such a name equals itself alone."""
+    try:
+        return dim.simplify()
+    except ValueError:
+        return dim.value
 
 
 def broadcast(*values: ir.Value) -> list[Any] | None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from .. import canonical
 from ..graph import Builder, attribute, dims, op_name, producer, scalar
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..symbols import quotient
 from .scores import Product, Term, View, leads_to_product, score_product, swaps_last
 
 __all__ = ["SoftmaxAttention", "attends", "softmaxes"]
@@ -306,7 +307,7 @@ class _Frame:
         lead = self.g.const(np.array([-1, heads], np.int64))
         target = self.g.op("Concat", lead, tail, axis=0, dtype=ir.DataType.INT64, shape=[4])
         assert value.shape is not None
-        batch = _quotient(value.shape[0], heads)
+        batch = quotient(value.shape[0], heads)
         return self.g.op("Reshape", value, target, shape=[batch, heads, value.shape[1], value.shape[2]])
 
     def masks(self) -> tuple[ir.Value | None, ir.Value | None, bool]:
@@ -421,15 +422,6 @@ class _Frame:
         lead = self.g.const(np.array([-1], np.int64))
         target = self.g.op("Concat", lead, tail, axis=0, dtype=ir.DataType.INT64, shape=[3])
         return self.g.op("Reshape", value, target, dtype=like.dtype, shape=like.shape)
-
-
-def _quotient(dim: object, heads: int) -> object:
-    if isinstance(dim, int):
-        return dim // heads
-    if heads == 1:
-        return dim
-    assert isinstance(dim, ir.SymbolicDim)
-    return (dim // heads).simplify() if dim.value is not None else None
 
 
 def softmaxes(graph: ir.Graph) -> Iterable[ir.Node]:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .exporter.artifact import Artifact
     from .exporter.bench import bench
+    from .exporter.check import check
     from .exporter.explain import explain
     from .exporter.export import export
+    from .exporter.lock import lock
     from .exporter.optimize import optimize
     from .exporter.session import session
     from .exporter.validate import validate
@@ -40,8 +42,10 @@ __all__ = [
     "UnsupportedError",
     "VerdictError",
     "bench",
+    "check",
     "explain",
     "export",
+    "lock",
     "optimize",
     "session",
     "validate",
@@ -51,7 +55,7 @@ _HOMES = {
     "Artifact": ".exporter.artifact",
     "Report": ".runtime.report",
     "Site": ".runtime.report",
-    **dict.fromkeys(("bench", "explain", "export", "optimize", "session", "validate"), ".exporter."),
+    **dict.fromkeys(("bench", "check", "explain", "export", "lock", "optimize", "session", "validate"), ".exporter."),
 }
 
 

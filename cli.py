@@ -252,6 +252,59 @@ def bench(
 
 
 @app.command()
+def lock(
+    model: OnnxFile,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: X.lock.json beside it]")] = None,
+    weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Whether other weights differ.")] = True,
+    json: Json = False,
+) -> None:
+    """Write down what a model is, so that check can tell what became different."""
+    from .exporter.lock import lock as run
+
+    _show(run(model, output=output, weights=weights), json)
+
+
+@app.command()
+def check(
+    model: OnnxFile,
+    lock: Annotated[Path | None, typer.Option("--lock", help="[default: X.lock.json beside it]")] = None,
+    against: Annotated[str | None, typer.Option("--against", metavar="SOURCE", help="Compare results too.")] = None,
+    max_slowdown: Annotated[
+        float | None, typer.Option("--max-slowdown", min=0.0, help="Time it; fail when slower than unfused by this.")
+    ] = None,
+    target: Annotated[TargetName | None, typer.Option("--target", help="[default: what the lock says]")] = None,
+    inputs: Inputs = None,
+    inputs_file: InputsFile = None,
+    factory: Factory = None,
+    trust_pickle: TrustPickle = False,
+    allow_globals: AllowGlobal = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the timing.")] = 10.0,
+    allow_cpu_fallback: CpuFallback = False,
+    json: Json = False,
+) -> None:
+    """Hold a model against its lock and explain every difference."""
+    from .exporter.check import check as run
+
+    found = run(
+        model,
+        lock=lock,
+        against=against,
+        max_slowdown=max_slowdown,
+        target=target,
+        inputs=inputs or (),
+        inputs_file=inputs_file,
+        factory=factory,
+        trust_pickle=trust_pickle,
+        allow_globals=allow_globals or (),
+        allow_cpu_fallback=allow_cpu_fallback,
+        seconds=seconds,
+        progress=not json,
+    )
+    _show(found, json)
+    raise typer.Exit(_EXIT[found.verdict])
+
+
+@app.command()
 def explain(
     subject: Annotated[str, typer.Argument(metavar="MODEL.onnx|RULE", show_default=False)],
     target: Target = "cpu",

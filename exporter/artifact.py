@@ -60,5 +60,10 @@ class FileNames:
         return f"{self._stem}.report.html"
 
     @property
+    def lock(self) -> str:
+        """What was approved: see :func:`deployml.lock`."""
+        return f"{self._stem}.lock.json"
+
+    @property
     def _stem(self) -> str:
         return self.model[: -len(".onnx")]

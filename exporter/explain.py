@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from ..passes import registry
-from ..passes.graph import census, op_name
 from ..passes.pages import RulePage, page_of
 from ..runtime.errors import InputError
 from ..runtime.progress import Progress
-from ..runtime.report import Report, from_json
+from ..runtime.report import Report
 from ..runtime.target import TargetName
 from ..runtime.versions import installed
-from .artifact import FileNames
+from .beside import report_beside
 from .foreign_origins import adopt_origins
 from .fusing import fuse
 from .onnx_file import lift_opset, open_file
@@ -51,21 +49,7 @@ def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool |
     bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
     with bars:
         model = open_file(path)
-        return _report_beside(path, model) or _dry_run(path, model, target, bars)
-
-
-def _report_beside(path: Path, model: ir.Model) -> Report | None:
-    """The report of the run that made this file; None where there is none or the file has changed since."""
-    place = path.with_name(FileNames(path.name).report)
-    if not place.is_file():
-        return None
-    try:
-        report = from_json(place.read_text(encoding="utf-8"), Report)
-    except (ValueError, KeyError, OSError):
-        return None
-    nodes: dict[str, Any] = {str(node.name): op_name(node) for node in model.graph.all_nodes()}
-    fits = report.model == path.name and report.census_after == census(model)
-    return report if fits and all(nodes.get(site.name) == site.op for site in report.fused) else None
+        return report_beside(path, model) or _dry_run(path, model, target, bars)
 
 
 def _dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress) -> Report:

@@ -9,6 +9,9 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from ..passes.pages import RulePage
+from ..runtime.check_summary import render_check, render_lock
+from ..runtime.drift import CheckReport
+from ..runtime.lock import Lock
 from ..runtime.report import Report
 from ..runtime.summary import render
 from .doctor import Diagnosis
@@ -25,6 +28,10 @@ def show(value: Any, console: Console | None = None) -> None:
     match value:
         case Report():
             render(value, out)
+        case CheckReport():
+            render_check(value, out)
+        case Lock():
+            render_lock(value, out)
         case RulePage():
             _show_rule(value, out)
         case Diagnosis():

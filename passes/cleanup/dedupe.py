@@ -13,6 +13,17 @@ __all__ = ["deduplicate"]
 _TRAINING_OUTPUTS: Final = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 
 
+class _Identities(common.IdentityEliminationPass):
+    """onnx_ir's pass, less a fault of its own: a branch that hands on a value of the graph around it needs its node."""
+
+    def _try_eliminate_identity_node(self, node: ir.Node) -> bool:
+        value = node.inputs[0] if node.inputs else None
+        source = None if value is None else value.producer()
+        if node.outputs[0].is_graph_output() and (source is None or source.graph is not node.graph):
+            return False
+        return super()._try_eliminate_identity_node(node)
+
+
 def deduplicate(model: ir.Model) -> int:
     """Merge equal initializers and equal nodes, drop identities and what nothing reads, in place.
 
@@ -24,7 +35,7 @@ def deduplicate(model: ir.Model) -> int:
     before = model.graph.num_nodes()
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
-        common.IdentityEliminationPass(),
+        _Identities(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),

@@ -142,7 +142,7 @@ def _with_reason(site: LockedSite, told: Any) -> LockedSite:
         return replace(site, rule=told.nearest or told.rule, reason=told.reason, detail=told.detail)
     op = str(told.op).removeprefix("com.microsoft::")
     advice = f"today's rules would make {op} of it (deployml optimize)"
-    return replace(site, rule=None, reason="left unfused", detail=advice)
+    return replace(site, rule=None, reason="it was left unfused", detail=advice)
 
 
 def _run(subject: Subject, progress: Progress) -> tuple[list[Finding], str | None]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ..custom_ops import DOMAIN as OWN_DOMAIN
 from ..passes.attention.recognise import softmaxes
 from ..passes.graph import census, dims, op_name
-from ..runtime.lock import Lock, LockedLatency, LockedParity, LockedSite, LockedValue
+from ..runtime.lock import CONSTANTS, Lock, LockedLatency, LockedParity, LockedSite, LockedValue
 from ..runtime.report import Report, Site
 from .beside import report_beside
 from .invariants import signature_of
@@ -36,7 +36,6 @@ _FUSED: Final = frozenset(
 )
 _MADE_WITH: Final = "deployml.with."
 _PART: Final = re.compile(r"^(?:[^.\d]+\.)*?[^.\d]+\.\d+(?=\.|$)")
-_CONSTANTS: Final = "constants"
 _DIGITS: Final = 16
 
 
@@ -128,7 +127,7 @@ def _values(
 
 def _sites(model: ir.Model, report: Report | None) -> tuple[LockedSite, ...]:
     """What the report tells, or else what the graph shows: fused nodes, and softmaxes that still attend."""
-    if report is not None:
+    if report is not None and (report.sites or "fusion" not in report.not_run):
         nodes = {str(n.name): n for n in model.graph.all_nodes()}
         return tuple(_reported(site, nodes.get(site.name)) for site in report.sites)
     attending = {id(n) for n in softmaxes(model.graph)}
@@ -186,7 +185,7 @@ def _part(name: str) -> str:
     layer = _PART.match(name)
     if layer is not None and name.count(".") > layer[0].count("."):
         return layer[0]
-    return name.split(".")[0] if "." in name and name.rsplit(".", 1)[1] in ("weight", "bias") else _CONSTANTS
+    return name.split(".")[0] if "." in name and name.rsplit(".", 1)[1] in ("weight", "bias") else CONSTANTS
 
 
 def _versions(model: ir.Model) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from .lock import Lock, LockedSite, LockedValue
+from .lock import CONSTANTS, Lock, LockedSite, LockedValue
 from .report import SCHEMA_VERSION, LatencyReport, ParityReport, Site, Verdict, to_json
 from .summary import group_sites
 
@@ -111,7 +111,7 @@ def differences(locked: Lock, now: Lock, *, weights_decide: bool = True) -> tupl
         *_values("input", locked.inputs, now.inputs),
         *_values("output", locked.outputs, now.outputs),
         *_opsets(locked, now),
-        *_weights(locked.weights, now.weights, decide=weights_decide),
+        *_weights(_without_constants(locked, now), now.weights, decide=weights_decide),
         *_versions(locked.versions, now.versions),
     ]
     order = {"fail": 0, "inconclusive": 1}
@@ -159,8 +159,8 @@ def _because(site: LockedSite) -> str:
     """The rule, its reason code and its sentence, as far as they are known."""
     if site.status == "fused" or site.reason is None:
         return ""
-    rule = f"rule {site.rule} declined" if site.rule else "declined"
-    return f": {rule}, {site.reason}" + (f", because {site.detail}" if site.detail else "")
+    detail = f", because {site.detail}" if site.detail else ""
+    return f": rule {site.rule} declined, {site.reason}{detail}" if site.rule else f": {site.reason}{detail}"
 
 
 def _grouped(said: Sequence[tuple[LockedSite, str]]) -> Iterator[Finding]:
@@ -267,6 +267,14 @@ def _opsets(locked: Lock, now: Lock) -> Iterator[Finding]:
     if locked.ir_version != now.ir_version:
         text = f"the file's IR version was {locked.ir_version}, is now {now.ir_version}"
         yield Finding(kind="opset", where="IR version", text=text)
+
+
+def _without_constants(locked: Lock, now: Lock) -> Mapping[str, str]:
+    """A graph with other operators has other constants, which is said already."""
+    if locked.census == now.census or CONSTANTS not in {**locked.weights, **now.weights}:
+        return locked.weights
+    kept = {name: digest for name, digest in locked.weights.items() if name != CONSTANTS}
+    return {**kept, **({CONSTANTS: now.weights[CONSTANTS]} if CONSTANTS in now.weights else {})}
 
 
 def _weights(old: Mapping[str, str], new: Mapping[str, str], *, decide: bool) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from .files import atomic_write
 from .report import from_json, to_json
 
 __all__ = [
+    "CONSTANTS",
     "LOCK_VERSION",
     "Lock",
     "LockedLatency",
@@ -27,6 +28,8 @@ __all__ = [
 
 #: Version of the form. The first number changes when a field is removed or changes its meaning.
 LOCK_VERSION: Final = "1.0"
+#: Part of :attr:`Lock.weights` that holds what belongs to no module.
+CONSTANTS: Final = "constants"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import subprocess
 
 import pytest
+
 from deployml.runtime.errors import DeploymlBug, InputError
 from deployml.runtime.report import Report
 
@@ -15,7 +16,7 @@ COMMANDS = {
         "--trust-pickle", "--allow-global", "--require-fused", "--disable-fusion", "--external-data", "--no-validate",
         "--no-bench", "--allow-cpu-fallback", "--json",
     },
-    "optimize": {"--output", "--target", "--require-fused", "--disable-fusion", "--no-validate", "--no-bench", "--json"},
+    "optimize": {"--output", "--target", "--require-fused", "--no-validate", "--no-bench", "--json"},
     "validate": {"--against", "--target", "--json"},
     "bench": {"--against", "--target", "--seconds", "--max-slowdown", "--json"},
     "explain": {"--json"},

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["ATTENTION", "stride_order"]
+__all__ = ["ATTENTION", "size_hint", "stride_order"]
 
 _LIBRARY: Final = torch.library.Library("deployml", "FRAGMENT")
 _LIBRARY.define(
@@ -26,11 +26,12 @@ def stride_order(value: torch.Tensor) -> list[int]:
 
     Axes of equal stride (size 1) keep their order, so a contiguous tensor gives 0, 1, 2, ...
     """
-    hints = [_hint(stride) for stride in value.stride()]
+    hints = [size_hint(stride) for stride in value.stride()]
     return sorted(range(value.dim()), key=lambda axis: (-hints[axis], axis))
 
 
-def _hint(size: Any) -> int:
+def size_hint(size: Any) -> int:
+    """The number a (maybe symbolic) size had when it was traced; 1 where it depends on tensor values."""
     node = getattr(size, "node", None)
     if node is None:
         return int(size)

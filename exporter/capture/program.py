@@ -8,10 +8,12 @@ import torch
 from torch.export import ExportedProgram
 
 from ..loaded import Loaded
+from .assume import Decision, trace_assuming
 from .captured import Captured
 from .inputs import Examples, examples_of
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .outputs import Outputs
+from .promotion import cast_integers_after_numbers
 from .quiet import quiet
 from .refusals import is_data_dependent, refusal
 from .saved import capture_saved
@@ -45,6 +47,7 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
         else:
             captured = _capture_module(loaded)
         drop_empty_concatenations(captured.program)
+        cast_integers_after_numbers(captured.program)
         calls = keep_attention_whole(captured.program) if keep_attention else 0
     return captured.finished(calls)
 
@@ -53,7 +56,7 @@ def _capture_module(loaded: Loaded) -> Captured:
     module = as_module(loaded) if loaded.kind == "torchscript" else loaded.module
     examples = examples_of(loaded)
     outputs = Outputs()
-    program = _trace_at_best_sizes(module, examples, outputs, loaded.name)
+    program, assumed = _trace_at_best_sizes(module, examples, outputs, loaded.name)
     if len(outputs.names) != len(program.graph_signature.user_outputs):
         # torch calls no hooks on a graph that was converted from TorchScript: name what the module returns.
         outputs(module, (), quiet_run(loaded.module, examples))
@@ -64,11 +67,18 @@ def _capture_module(loaded: Loaded) -> Captured:
         output_names=outputs.names,
         dynamic_axes=axes,
         axis_names=names,
-        notes=(*outputs.dropped, *_merge_notes(program, examples), *_fixed_notes(program, examples)),
+        notes=(
+            *outputs.dropped,
+            *(decision.note() for decision in assumed),
+            *_merge_notes(program, examples),
+            *_fixed_notes(program, examples),
+        ),
     )
 
 
-def _trace_at_best_sizes(module: torch.nn.Module, examples: Examples, outputs: Outputs, name: str) -> ExportedProgram:
+def _trace_at_best_sizes(
+    module: torch.nn.Module, examples: Examples, outputs: Outputs, name: str
+) -> tuple[ExportedProgram, tuple[Decision, ...]]:
     """Trace at the first sizes that keep every declared axis apart from the others and from constants."""
     second_best: ExportedProgram | None = None
     failure: Exception | None = None
@@ -81,18 +91,28 @@ def _trace_at_best_sizes(module: torch.nn.Module, examples: Examples, outputs: O
                 break
             continue
         if not merged_axes(program, variant) and not _lost(program, variant):
-            return program
+            return program, ()
         second_best = second_best or program
     if second_best is not None and not _lost(second_best, examples):
-        return second_best
-    strict = None if failure is None or is_data_dependent(failure) else _strictly(module, examples, outputs)
-    if strict is not None:
-        return strict
+        return second_best, ()
+    found = _otherwise(module, examples, outputs, failure)
+    if found is not None:
+        return found
     error = lost_axes_error(module, examples, name)
     if error is None:
         assert failure is not None
         error = refusal(failure, module, examples, name)
     raise error from failure
+
+
+def _otherwise(
+    module: torch.nn.Module, examples: Examples, outputs: Outputs, failure: Exception | None
+) -> tuple[ExportedProgram, tuple[Decision, ...]] | None:
+    """The ways that remain after the usual trace failed or lost an axis."""
+    if failure is not None and is_data_dependent(failure):
+        return trace_assuming(module, examples, outputs)
+    strict = None if failure is None else _strictly(module, examples, outputs)
+    return None if strict is None else (strict, ())
 
 
 def _strictly(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:

@@ -21,6 +21,7 @@ from .grouped_matmul import grouped_matmul_table
 from .names import name_axes, name_inputs, name_outputs
 from .origins import replace_metadata
 from .split import finish_splits, split_table
+from .strided import storage_ordered
 
 __all__ = ["Translated", "translate"]
 
@@ -68,7 +69,7 @@ def translate(captured: Captured, *, opset: int) -> Translated:
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
     table = {ATTENTION: translate_attention, **grouped_matmul_table(), **split_table()}
-    program = open_custom_ops(captured.program, table)
+    program = storage_ordered(open_custom_ops(captured.program, table))
     try:
         converted = torch.onnx.export(
             program,

@@ -13,16 +13,17 @@ from ..runtime.drift import CheckReport, Finding, differences, verdict_of
 from ..runtime.errors import DeploymlError, InputError, UnsupportedError
 from ..runtime.lock import Lock, LockedSite, read_lock
 from ..runtime.progress import Progress
-from ..runtime.report import LatencyReport, ParityReport, Report
+from ..runtime.report import LatencyReport, ParityReport
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
 from ..runtime.versions import installed
 from .against import Subject, open_source, open_subject
 from .artifact import FileNames
-from .explain import explain
+from .explain import dry_run
 from .feeding import bench_cases, input_specs, parity_cases
 from .lock import lock_path
 from .measuring import measure_latency, measure_parity
+from .onnx_file import open_file
 from .standing import lock_of, nan_weights
 
 __all__ = ["check"]
@@ -126,11 +127,11 @@ def _explained(now: Lock, subject: Subject, progress: Progress) -> Lock:
     """The sites with the reasons that the rules give today, where the model's report gave none."""
     if all(s.status == "fused" or s.reason is not None for s in now.sites):
         return now
+    path = subject.graph.path
     try:
-        told = explain(subject.graph.path, target=subject.graph.target, progress=progress)
+        told = dry_run(path, open_file(path), subject.graph.target, progress)
     except DeploymlError:
         return now
-    assert isinstance(told, Report)
     by_place = {site.module_path or site.name: site for site in told.sites}
     return replace(now, sites=tuple(_with_reason(site, by_place.get(site.where)) for site in now.sites))
 

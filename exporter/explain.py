@@ -19,7 +19,7 @@ from .fusing import fuse
 from .onnx_file import lift_opset, open_file
 from .options import Options
 
-__all__ = ["explain"]
+__all__ = ["dry_run", "explain"]
 
 
 def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool | Progress = False) -> Report | RulePage:
@@ -49,10 +49,11 @@ def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool |
     bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
     with bars:
         model = open_file(path)
-        return report_beside(path, model) or _dry_run(path, model, target, bars)
+        return report_beside(path, model) or dry_run(path, model, target, bars)
 
 
-def _dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress) -> Report:
+def dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress) -> Report:
+    """What the passes would make of a model; nothing is written, ``model`` is consumed."""
     options = Options(target=target, validate=False)
     adopt_origins(model)
     notes = lift_opset(model, None)

@@ -81,6 +81,8 @@ def nan_weights(model: ir.Model) -> list[str]:
 
 def plain_nodes(softmax: ir.Node) -> int:
     """How many nodes compute an attention in plain operators: from the score product to the value product."""
+    if softmax.op_type != "Softmax":
+        return 1
     up, node = [softmax], softmax
     while node.op_type != "MatMul" and len(up) < 20:
         before = [

@@ -159,8 +159,9 @@ def _because(site: LockedSite) -> str:
     """The rule, its reason code and its sentence, as far as they are known."""
     if site.status == "fused" or site.reason is None:
         return ""
-    detail = f", because {site.detail}" if site.detail else ""
-    return f": rule {site.rule} declined, {site.reason}{detail}" if site.rule else f": {site.reason}{detail}"
+    if site.rule is None:
+        return f": {site.reason}; {site.detail}" if site.detail else f": {site.reason}"
+    return f": rule {site.rule} declined, {site.reason}" + (f", because {site.detail}" if site.detail else "")
 
 
 def _grouped(said: Sequence[tuple[LockedSite, str]]) -> Iterator[Finding]:

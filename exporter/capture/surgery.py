@@ -12,7 +12,7 @@ from ...runtime.errors import UnsupportedError
 from ..source_map import frames
 from .attention_op import ATTENTION, stride_order
 
-__all__ = ["drop_empty_concatenations", "keep_attention_whole", "source_line"]
+__all__ = ["drop_empty_concatenations", "graphs", "keep_attention_whole", "source_line"]
 
 _aten: Final = torch.ops.aten
 
@@ -39,7 +39,7 @@ def keep_attention_whole(program: ExportedProgram) -> int:
     """
     count = 0
     _refuse_dropout(program)
-    for graph in _graphs(program):
+    for graph in graphs(program):
         for node in list(graph.nodes):
             if node.target is _aten.scaled_dot_product_attention.default:
                 _replace_call(node)
@@ -54,7 +54,7 @@ def keep_attention_whole(program: ExportedProgram) -> int:
 
 def _refuse_dropout(program: ExportedProgram) -> None:
     lines: dict[str, None] = {}
-    for graph in _graphs(program):
+    for graph in graphs(program):
         for node in graph.nodes:
             is_call = node.target is _aten.scaled_dot_product_attention.default
             if is_call and _arguments(node).get("dropout_p"):
@@ -75,7 +75,8 @@ def source_line(node: torch.fx.Node) -> str:
     return chosen[0].where if chosen else ""
 
 
-def _graphs(program: ExportedProgram) -> Iterator[torch.fx.Graph]:
+def graphs(program: ExportedProgram) -> Iterator[torch.fx.Graph]:
+    """The graph of a program and those of its branches and loops."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             yield module.graph
@@ -136,7 +137,7 @@ def _replace_kernel(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 def drop_empty_concatenations(program: ExportedProgram) -> None:
     """Take empty one-axis tensors out of ``cat`` calls, in place: a fresh cache starts with one."""
-    for graph in _graphs(program):
+    for graph in graphs(program):
         for node in list(graph.nodes):
             if node.target is _aten.cat.default:
                 _drop_empty(node)

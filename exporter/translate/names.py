@@ -68,6 +68,8 @@ def _named_values(model: ir.Model) -> list[ir.Value]:
 def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
     """Write the declared axis names into every shape of the model, in place.
 
+    An expression that onnx_ir cannot read ("CeilToInt(...)") becomes a name of its own, the same wherever it stands.
+
     Args:
         model: The model, with torch's symbols in its shapes ("s53", "2*s53").
         names: Symbol -> axis name.
@@ -77,10 +79,12 @@ def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
     symbols = "|".join(re.escape(symbol) for symbol in sorted(names, key=len, reverse=True))
     pattern = re.compile(rf"(?<!\w)({symbols})(?!\w)")
     renamed: dict[str, str] = {}
+    taken = set(names.values())
 
     def rename(text: str) -> str:
         if text not in renamed:
-            renamed[text] = names.get(text) or pattern.sub(lambda match: names[match[1]], text)
+            written = names.get(text) or pattern.sub(lambda match: names[match[1]], text)
+            renamed[text] = written if _readable(written) else _fresh("size", taken)
         return renamed[text]
 
     values = _named_values(model)
@@ -90,6 +94,15 @@ def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
     for value in values:
         if value.shape is not None and not value.shape.is_static():
             value.shape = ir.Shape([_dim(dim, rename) for dim in value.shape])
+
+
+def _readable(text: str) -> bool:
+    """Whether the graph's IR can compute with an expression; torch writes some in functions of its own."""
+    try:
+        ir.SymbolicDim(text).free_symbols()
+    except ValueError:
+        return False
+    return True
 
 
 def _dim(dim: int | ir.SymbolicDim, rename) -> int | str | None:

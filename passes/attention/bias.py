@@ -77,7 +77,7 @@ class ProjectionBias(Rule):
         node = facts.node
         dtype = facts.tensors[0].dtype or ir.DataType.FLOAT
         parts = [
-            bias if bias is not None else g.const(np.zeros(width, dtype.numpy()))
+            bias if bias is not None else _zeros(g, width, dtype)
             for bias, width in zip(facts.biases, facts.widths, strict=True)
         ]
         packed = g.op("Concat", *parts, axis=0, dtype=dtype, shape=[sum(facts.widths)])
@@ -92,6 +92,13 @@ class ProjectionBias(Rule):
         )
         g.keep_name(node)
         return Replacement(old=[node.outputs[0]], new=[made])
+
+
+def _zeros(g: Builder, width: int, dtype: ir.DataType) -> ir.Value:
+    """A bias that is absent; its zeros are meant, they are no stand-in for weights."""
+    zeros = g.const(np.zeros(width, dtype.numpy()))
+    g.relies_on(zeros)
+    return zeros
 
 
 def _split(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
@@ -110,7 +117,7 @@ def _text(body: str) -> str:
     return f"""<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
 g (float[B,S,64] a, float[B,S,64] b, float[B,S,64] c, float[64] dyn) => (float[B,S,64] y)
 <float[64] bq = {{{",".join(["0.5"] * 64)}}}, float[64] bv = {{{",".join(["-0.25"] * 64)}}},
- float[B,S,64] q, float[B,S,64] v> {{
+ float[B,S,64] q, float[B,S,64] k, float[B,S,64] v> {{
 {body}
 }}"""
 
@@ -120,5 +127,6 @@ ProjectionBias.examples = (
     Example(text=_text(f"  q = Add (a, bq)\n  v = Add (c, bv)\n  y = {_MHA} (q, b, v)"), fires=1, emits={MHA: 1}),
     Example(text=_text(f"  q = Add (bq, a)\n  v = Add (c, bv)\n  y = {_MHA} (q, q, v)"), because="few-biases"),
     Example(text=_text(f"  q = Add (a, bq)\n  v = Add (bv, c)\n  y = {_MHA} (v, b, q)"), fires=1),
+    Example(text=_text(f"  k = Add (a, bq)\n  v = Add (c, bv)\n  y = {_MHA} (b, k, v)"), fires=1, emits={MHA: 1}),
     Example(text=_text(f"  q = Add (a, dyn)\n  v = Add (c, bv)\n  y = {_MHA} (q, b, v)"), because="few-biases"),
 )

@@ -1,0 +1,211 @@
+"""The pieces that export is made of: options, inputs to feed, invariants, writing, the ONNX reader."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from deployml.exporter.artifact import FileNames
+from deployml.exporter.feeding import bench_cases, input_specs, parity_cases
+from deployml.exporter.foreign_origins import adopt_origins
+from deployml.exporter.fusing import check_required
+from deployml.exporter.invariants import breaches, checker_breach, signature_of
+from deployml.exporter.onnx_file import lift_opset, open_file
+from deployml.exporter.options import Options, output_path, require_count
+from deployml.exporter.writing import stamp, weight_bytes, write_models
+from deployml.runtime.errors import InputError, UnsupportedError, VerdictError
+from deployml.runtime.files import Staging
+from deployml.runtime.report import Site
+
+TEXT = """
+<ir_version: 10, opset_import: ["": 21]>
+embed (int64[batch, seq] ids, int64[batch, seq] kinds, float[batch, seq] mask) => (float[batch, seq, 4] y) {
+  at = Cast<to = 7>(ids)
+  words = Gather(table, at)
+  more = Gather(types, kinds)
+  sum = Add(words, more)
+  last = Constant<value_ints = [-1]>()
+  wide = Unsqueeze(mask, last)
+  y = Mul(sum, wide)
+}
+"""
+
+
+def model_with(rows: int = 30) -> ir.Model:
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(TEXT))
+    for name, size in (("table", rows), ("types", 3)):
+        array = np.random.default_rng(size).standard_normal((size, 4)).astype(np.float32)
+        value = next(v for n in model.graph for v in n.inputs if v is not None and v.name == name)
+        value.const_value = ir.tensor(array, name=name)
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
+        model.graph.initializers.add(value)
+    return model
+
+
+def test_options_add_up_to_a_target():
+    assert Options(min_onnxruntime="1.22.1").resolve().onnxruntime == (1, 22, 1)
+    assert Options(target="portable").resolve().opset == 23
+    assert Options(opset=20).resolve().opset == 20
+    assert Options().resolve(opset=22).opset == 22
+
+
+@pytest.mark.parametrize("given", [{"opset": 8}, {"min_onnxruntime": "1.21"}, {"target": "vulkan"}])
+def test_options_that_cannot_be_had(given):
+    with pytest.raises(InputError):
+        Options(**given).resolve()
+
+
+@pytest.mark.parametrize(("given", "count"), [(None, None), ("all", -1), ("ALL", -1), ("3", 3), (1, 1)])
+def test_required_counts(given, count):
+    assert require_count(given) == count
+
+
+@pytest.mark.parametrize("given", ["", "-1", "0", "1.5", "every", True, 0])
+def test_required_counts_that_are_none(given):
+    with pytest.raises(InputError):
+        require_count(given)
+
+
+def test_output_names():
+    names = FileNames(output_path("a/b.onnx").name)
+    assert (names.model, names.data, names.unfused) == ("b.onnx", "b.onnx.data", "b.unfused.onnx")
+    assert (names.report, names.html) == ("b.report.json", "b.report.html")
+    for bad in ("b", "b.pt", ".onnx", ""):
+        with pytest.raises(InputError):
+            output_path(bad)
+
+
+def test_integer_inputs_stay_within_the_table_they_index():
+    specs = {spec.name: spec for spec in input_specs(model_with(rows=17))}
+    assert (specs["ids"].bound, specs["kinds"].bound, specs["mask"].bound) == (17, 3, None)
+    assert specs["ids"].shape == ("batch", "seq") and specs["ids"].role == "token-ids"
+    for case in parity_cases(tuple(specs.values()), traced={"batch": 2}):
+        assert case.feeds["ids"].max() < 17 and case.sizes["batch"] != 2
+
+
+def test_masks_that_are_added_are_told_by_their_example():
+    model = model_with()
+    assert input_specs(model)[2].role == "attention-mask"
+    low = np.array([[0.0, -3.4e38]], np.float32)
+    assert input_specs(model, examples={"mask": low})[2].role == "additive-mask"
+
+
+def test_timing_inputs_shrink_until_a_model_takes_them():
+    cases = bench_cases(input_specs(model_with()), limits={"seq": (1, 40)})
+    assert [case.sizes["seq"] for case in cases] == [40, 32, 16, 8, 2]
+    assert {case.sizes["batch"] for case in cases} == {1}
+
+
+def test_an_input_without_rank_cannot_be_fed():
+    model = model_with()
+    model.graph.inputs[0].shape = None
+    with pytest.raises(UnsupportedError, match="ids"):
+        input_specs(model)
+
+
+def test_invariants_notice_every_breach():
+    model = model_with()
+    before = signature_of(model)
+    assert breaches(model, before, ()) == [] and checker_breach(model) is None
+    fused = Site(index=0, name="nowhere", status="fused", op="com.microsoft::MultiHeadAttention")
+    assert "nowhere" in breaches(model, before, (fused,))[0]
+    model.graph.outputs[0].name = "z"
+    assert "outputs" in breaches(model, before, ())[0]
+    model.graph.outputs[0].name = "y"
+    model.graph.outputs[0].shape = ir.Shape([2, "seq", 4])
+    assert "'y'" in breaches(model, before, ())[0]
+    model.graph.outputs[0].shape = ir.Shape(["batch", "seq", 4])
+    node = model.graph[0]
+    node.domain, node.op_type = "deployml.canonical", "Attention"
+    assert "canonical" in breaches(model, before, ())[0]
+
+
+def test_weights_are_stored_once_and_models_stay_as_they_were(tmp_path):
+    model, sibling = model_with(rows=2000), None
+    sibling = model.clone()
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    with Staging(tmp_path / "m.onnx") as staging:
+        roles = write_models(staging, FileNames("m.onnx"), model, sibling, external_data="always")
+    assert roles == {"model": "m.onnx", "data": "m.onnx.data", "unfused": "m.unfused.onnx"}
+    assert (tmp_path / "m.onnx.data").stat().st_size == 2000 * 4 * 4
+    assert weight_bytes(model) == (2000 + 3) * 4 * 4
+    assert [value.const_value for value in model.graph.initializers.values()] == tensors
+    for name in ("m.onnx", "m.unfused.onnx"):
+        loaded = onnx.load(tmp_path / name)
+        table = next(t for t in loaded.graph.initializer if t.name == "table")
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), tensors[0].numpy())
+
+
+def test_equal_tensors_that_are_two_objects_are_stored_once(tmp_path):
+    model = model_with(rows=2000)
+    sibling = model_with(rows=2000)
+    with Staging(tmp_path / "m.onnx") as staging:
+        write_models(staging, FileNames("m.onnx"), model, sibling, external_data="always")
+    assert (tmp_path / "m.onnx.data").stat().st_size == 2000 * 4 * 4
+
+
+def test_stamping_is_sorted_and_sets_the_ir_version_of_the_opset():
+    for opset, version in ((20, 10), (21, 10), (23, 11)):
+        model = model_with()
+        model.graph.opset_imports[""] = opset
+        model.ir_version = 13
+        stamp(model, properties={"deployml.b": "2", "deployml.a": "1"})
+        assert model.ir_version == version
+        assert list(model.metadata_props) == ["deployml.a", "deployml.b"]
+
+
+def test_requirement_names_what_was_declined():
+    sites = (
+        Site(index=0, name="a", status="fused", op="X"),
+        Site(index=1, name="b", status="declined", reason="why", detail="so", module_path="m.1", source="f.py:3"),
+    )
+    check_required(None, sites, model="m")
+    check_required("1", sites, model="m")
+    with pytest.raises(VerdictError, match=r"m\.1 \(f\.py:3\): why: so"):
+        check_required("all", sites, model="m")
+    with pytest.raises(VerdictError, match="1 of 2"):
+        check_required(2, sites, model="m")
+    with pytest.raises(VerdictError, match="no attention"):
+        check_required("all", (), model="m")
+
+
+def test_opsets_are_lifted_but_not_lowered():
+    model = model_with()
+    assert lift_opset(model, None) == ()
+    with pytest.raises(UnsupportedError, match="20"):
+        lift_opset(model, 20)
+    empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"custom": 1}), ir_version=10)
+    with pytest.raises(UnsupportedError):
+        lift_opset(empty, None)
+
+
+def test_a_weights_file_that_is_short_is_named(tmp_path):
+    with Staging(tmp_path / "m.onnx") as staging:
+        write_models(staging, FileNames("m.onnx"), model_with(rows=2000), None, external_data="always")
+    data = tmp_path / "m.onnx.data"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"m\.onnx\.data is too short"):
+        open_file(tmp_path / "m.onnx")
+
+
+def test_origins_of_torchs_own_export_are_adopted_without_its_paths():
+    model = model_with()
+    node = model.graph[0]
+    node.metadata_props.update(
+        {
+            "pkg.torch.onnx.name_scopes": "['', 'encoder', 'encoder.layer.0', 'cast']",
+            "pkg.torch.onnx.class_hierarchy": "['m.Model', 'm.Encoder', 'm.Layer', 'aten.to.dtype']",
+            "pkg.torch.onnx.stack_trace": 'File "/somewhere/site-packages/m/model.py", line 7, in forward\n    x.to()',
+            "namespace": "x",
+        }
+    )
+    model.graph[1].metadata_props["pkg.torch.onnx.name_scopes"] = "not a list"
+    assert adopt_origins(model) == 1
+    assert dict(node.metadata_props) == {
+        "deployml.module": "encoder.layer.0",
+        "deployml.class": "Layer",
+        "deployml.source": "m/model.py:7",
+    }
+    assert not model.graph[1].metadata_props

@@ -13,6 +13,8 @@ __all__ = ["FOLDED_ELEMENTS", "fold", "fold_weight_transposes"]
 
 #: Results of at most this many elements are computed and stored; larger ones stay nodes.
 FOLDED_ELEMENTS: Final = 1 << 16
+#: Rounds of folding: one constant can make another.
+ROUNDS: Final = 3
 #: A weight of more elements that something else reads too is not stored a second time.
 SHARED_ELEMENTS: Final = 1 << 14
 
@@ -20,6 +22,8 @@ SHARED_ELEMENTS: Final = 1 << 14
 def fold(model: ir.Model) -> int:
     """Fold constants, propagate shapes and drop what is dead, in place.
 
+    onnxscript's folder alone: its rewriter, which its ``optimize`` also runs, takes time that grows with the
+    square of the node count.
     Weights are never copied: their transposes become lazy tensors, and nothing above
     :data:`FOLDED_ELEMENTS` is computed. Functions are kept, so own operators are not inlined. Inputs, outputs
     and their names stay.
@@ -27,17 +31,23 @@ def fold(model: ir.Model) -> int:
     Returns:
         How many nodes went.
     """
-    import onnxscript.optimizer
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer import fold_constants_ir
 
     before = model.graph.num_nodes()
     fold_weight_transposes(model)
-    onnxscript.optimizer.optimize_ir(
-        model,
-        input_size_limit=FOLDED_ELEMENTS,
-        output_size_limit=FOLDED_ELEMENTS,
-        should_fold=_keep_large,
-        inline=False,
-    )
+    for _ in range(ROUNDS):
+        folded = fold_constants_ir(
+            model,
+            input_size_limit=FOLDED_ELEMENTS,
+            output_size_limit=FOLDED_ELEMENTS,
+            should_fold=_keep_large,
+            onnx_shape_inference=True,
+        )
+        common.RemoveUnusedNodesPass()(model)
+        if not folded.modified:
+            break
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     fold_weight_transposes(model)
     return before - model.graph.num_nodes()
 
@@ -103,7 +113,8 @@ def _transposed(graph: ir.Graph, weight: ir.Value, perm: tuple[int, ...]) -> ir.
     def read() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(source.numpy().transpose(perm)), dtype=source.dtype)
 
-    name = _fresh(graph, f"{weight.name}.transposed")
+    order = "" if perm == tuple(reversed(range(len(perm)))) else "_" + "_".join(map(str, perm))
+    name = _fresh(graph, f"{weight.name}.transposed{order}")
     tensor = ir.LazyTensor(read, dtype=source.dtype, shape=shape, name=name)
     value = ir.Value(name=name, type=ir.TensorType(source.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..example_text import declines, fires
-from ..graph import Builder, attribute, constant
+from ..graph import Builder, attribute, constant, scalar
 from ..look import cast_target, no_match
 from ..rule import Context, Declined, Replacement, Rule, Safety
 from .target import keeps_shape, pass_through, shape_text
@@ -32,8 +32,8 @@ class NoOp(Rule):
 
     ## What it finds
     ``Reshape``, ``Expand``, ``Squeeze`` and ``Unsqueeze`` to the shape that is already there, ``Slice`` over the
-    whole range, ``Cast`` to the same type, ``Transpose`` by the identity, ``Concat`` of one value, ``Dropout``
-    with no ratio and ``Identity``.
+    whole range, ``Cast`` to the same type, ``Transpose`` by the identity, ``Concat`` of one value and
+    ``Identity``; multiplying or dividing by one, adding an integer zero, ``And`` with true, ``Or`` with false.
 
     ## Why
     Exporters write them for bookkeeping; each costs a launch or a copy, and hides neighbours from other rules.
@@ -57,6 +57,7 @@ class NoOp(Rule):
     safety: ClassVar[Safety] = Safety.EXACT
     anchors: ClassVar[frozenset[str]] = frozenset(
         {"Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+        | {"Add", "And", "Div", "Mul", "Or", "Sub"}
     )
     emits: ClassVar[tuple[str, ...]] = ()
 
@@ -65,7 +66,10 @@ class NoOp(Rule):
         source = node.inputs[0] if node.inputs else None
         if source is None:
             raise no_match()
-        _TESTS[node.op_type](node)
+        if node.op_type in _NEUTRAL:
+            source = _beside_neutral(node)
+        else:
+            _TESTS[node.op_type](node)
         pass_through(node.outputs[0], source)
         return _Facts(source, node.outputs[0])
 
@@ -119,6 +123,24 @@ def _whole_range(node: ir.Node) -> None:
         raise no_match()
 
 
+#: The constant that changes nothing, by operator. A floating-point zero is none: -0 + 0 is 0.
+_NEUTRAL: Final[dict[str, float | bool]] = {"Add": 0, "And": True, "Div": 1, "Mul": 1, "Or": False, "Sub": 0}
+
+
+def _beside_neutral(node: ir.Node) -> ir.Value:
+    """The operand beside a constant that changes neither its elements nor its shape."""
+    left, right = node.inputs
+    pairs = [(left, right)] if node.op_type in ("Div", "Sub") else [(left, right), (right, left)]
+    for x, other in pairs:
+        number = scalar(other)
+        if x is None or other is None or number is None or number != _NEUTRAL[node.op_type]:
+            continue
+        inexact = node.op_type in ("Add", "Sub") and isinstance(number, float)
+        if not inexact and x.shape is not None and other.shape is not None and len(other.shape) <= len(x.shape):
+            return x
+    raise no_match()
+
+
 _TESTS: Final[dict[str, Callable[[ir.Node], None]]] = {
     "Cast": _same_type,
     "Concat": _single,
@@ -133,6 +155,15 @@ _TESTS: Final[dict[str, Callable[[ir.Node], None]]] = {
 
 
 NoOp.examples = (
+    fires(
+        "int64[S] x, bool[B,S] m, float[B,S] f",
+        "int64[S] y, bool[B,S] n, float[B,S] g",
+        "a = Neg (x) b = Add (zero, a) y = Abs (b) c = Not (m) d = And (c, yes) n = Not (d) "
+        "h = Neg (f) i = Mul (h, one) j = Add (i, nought) g = Abs (j)",
+        emits={"Add": 1, "And": 0, "Mul": 0},
+        times=3,
+        constants="int64 zero = {0}, bool[1] yes = {1}, float one = {1}, float nought = {0}",
+    ),
     fires(
         "float[B,S,8] x",
         "float[B,S,8] y",

@@ -9,7 +9,7 @@ __all__ = ["INPUTS", "PRELUDE", "module_source"]
 #: Inputs of every module, in order; S queries, T keys of the cross attentions.
 INPUTS = ("x", "y", "tokens", "keys", "lengths", "segments", "add_s", "add_t", "keep_s", "keep_t")
 
-PRELUDE = '''
+PRELUDE = """
 import math
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ def rotate_half(x):
 def rotate_pairs(x):
     return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
 
+def rms(x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
 def four(x):
     return x[(None,) * (4 - x.dim())]
 
@@ -29,7 +32,7 @@ def bucket(distance):
     far = 4 + (torch.log(distance.abs().clamp(min=1).float() / 4) / math.log(4.0) * 4).long().clamp(max=3)
     near = torch.where(distance.abs() < 4, distance.abs(), far)
     return near + (distance > 0).long() * 8
-'''
+"""
 
 
 class _Writer:
@@ -69,7 +72,11 @@ class _Writer:
         s = self.spec
         lead, keys = ("S, B", "T, B") if s.time_first else ("B, S", "B, T")
         widths = (s.heads * s.size, s.kv_heads * s.size, s.kv_heads * s.value_size)
-        views = (f"{lead}, {s.heads}, {s.size}", f"{keys}, {s.kv_heads}, {s.size}", f"{keys}, {s.kv_heads}, {s.value_size}")
+        views = (
+            f"{lead}, {s.heads}, {s.size}",
+            f"{keys}, {s.kv_heads}, {s.size}",
+            f"{keys}, {s.kv_heads}, {s.value_size}",
+        )
         if s.packing == "separate":
             for name, width, view in zip("qkv", widths, views, strict=True):
                 self.hold(f"self.{name} = nn.Linear({WIDTH}, {width}, bias={s.linear_bias})")
@@ -93,9 +100,11 @@ class _Writer:
         """Norm and rotary embedding, on (.., .., N, H)."""
         s = self.spec
         if s.norm:
-            self.hold(f"self.nq, self.nk = nn.Parameter(torch.ones({s.size})), nn.Parameter(torch.ones({s.size}))")
+            self.hold(
+                f"self.nq, self.nk = nn.Parameter(torch.ones({s.size})), nn.Parameter(torch.ones({s.size}))"
+            )
             for name in "qk":
-                call = f"F.rms_norm({name}, ({s.size},), self.n{name}, 1e-6)"
+                call = f"rms({name}) * self.n{name}"
                 if s.norm == "layer":
                     call = f"F.layer_norm({name}, ({s.size},), self.n{name}, None, 1e-5)"
                 self.say(f"{name} = {call}")
@@ -106,7 +115,9 @@ class _Writer:
         part = s.size // 2 if s.rotary == "partial" else s.size
         self.hold(f"self.register_buffer('inverse', 10.0 ** -(torch.arange(0, {part}, 2).float() / {part}))")
         self.say("angle = torch.arange(S).to(self.inverse.dtype)[:, None] * self.inverse")
-        double = "angle.repeat_interleave(2, -1)" if s.rotary == "interleaved" else "torch.cat((angle, angle), -1)"
+        double = (
+            "angle.repeat_interleave(2, -1)" if s.rotary == "interleaved" else "torch.cat((angle, angle), -1)"
+        )
         index = "[:, None, None]" if s.time_first else "[:, None]"
         self.say(f"angle = {double}{index}")
         self.say("cos, sin = angle.cos(), angle.sin()")
@@ -146,8 +157,12 @@ class _Writer:
             "tokens": "keys" if s.cross else "tokens",
             "keep": "keep_t" if s.cross else "keep_s",
             "columns": ".unsqueeze(1).unsqueeze(2)" if flat else "[:, None, None, :]",
-            "causal": "self.tri[:S, :T]" if s.swap else ("torch.ones(S, T).tril().bool()" if flat else "(j <= i)"),
-            "lower": "torch.ones(S, T, dtype=torch.bool).tril(diagonal=T - S)" if flat else "(j <= i + (T - S))",
+            "causal": "self.tri[:S, :T]"
+            if s.swap
+            else ("torch.ones(S, T).tril().bool()" if flat else "(j <= i)"),
+            "lower": "torch.ones(S, T, dtype=torch.bool).tril(diagonal=T - S)"
+            if flat
+            else "(j <= i + (T - S))",
         }
 
     def bias(self) -> None:
@@ -195,8 +210,11 @@ class _Writer:
         elif s.masks:
             options.append("attn_mask=keep")
             if s.bias:
-                self.say("keep = bias.expand(B, -1, S, T).masked_fill(~keep, float('-inf'))" if s.bias == "input"
-                         else "keep = bias.masked_fill(~keep, float('-inf'))")
+                self.say(
+                    "keep = bias.expand(B, -1, S, T).masked_fill(~keep, float('-inf'))"
+                    if s.bias == "input"
+                    else "keep = bias.masked_fill(~keep, float('-inf'))"
+                )
             elif s.fill.startswith("add"):
                 low = "torch.finfo(q.dtype).min" if s.fill == "add_min" else "float('-inf')"
                 self.say(f"keep = torch.zeros_like(keep, dtype=q.dtype).masked_fill(~keep, {low})")
@@ -218,11 +236,15 @@ class _Writer:
                 where = ":, " * axis
                 self.say(f"{name} = {name}[{where}torch.arange({s.heads}) // {group}]")
             elif axis == 1:
-                self.say(f"{name} = {name}[:, :, None].expand({lead}, {s.kv_heads}, {group}, T, {size})"
-                         f".reshape(B, {s.heads}, T, {size})")
+                self.say(
+                    f"{name} = {name}[:, :, None].expand({lead}, {s.kv_heads}, {group}, T, {size})"
+                    f".reshape(B, {s.heads}, T, {size})"
+                )
             else:
-                self.say(f"{name} = {name}[:, :, :, None].expand({lead}, {s.kv_heads}, {group}, {size})"
-                         f".reshape(B, T, {s.heads}, {size})")
+                self.say(
+                    f"{name} = {name}[:, :, :, None].expand({lead}, {s.kv_heads}, {group}, {size})"
+                    f".reshape(B, T, {s.heads}, {size})"
+                )
 
     def scores(self) -> None:
         s = self.spec
@@ -266,7 +288,9 @@ class _Writer:
         self.repeat(1)
         group = s.heads // s.kv_heads
         if group > 1 and s.repeat in ("grouped", "sdpa"):
-            self.say(f"a = q.reshape(B, {s.kv_heads}, {group}, S, {s.size}) @ k[:, :, None].transpose(-2, -1)")
+            self.say(
+                f"a = q.reshape(B, {s.kv_heads}, {group}, S, {s.size}) @ k[:, :, None].transpose(-2, -1)"
+            )
         elif straight:
             self.say("a = q @ k")
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MAX_LENGTH", "WIDTH", "AttentionSpec", "draw", "simpler"]
+__all__ = ["MAX_LENGTH", "WIDTH", "AttentionSpec", "draw", "for_older_exporter", "simpler"]
 
 #: Width of the module inputs.
 WIDTH = 24
@@ -96,7 +96,10 @@ class AttentionSpec:
         rules = (
             self.heads % self.kv_heads == 0,
             not (self.cross and (self.packing != "separate" or self.rotary)),
-            not (self.packing in ("unbind", "heads_first", "last") and (grouped or self.value_size != self.size)),
+            not (
+                self.packing in ("unbind", "heads_first", "last")
+                and (grouped or self.value_size != self.size)
+            ),
             not (self.cross and {"segments", "queries", "block"} & set(self.masks)),
             not (self.repeat == "sdpa" and self.product != "sdpa"),
             not (self.repeat == "grouped" and (self.product != "matmul" or self.rich or not grouped)),
@@ -113,7 +116,9 @@ class AttentionSpec:
     @property
     def rich(self) -> bool:
         """Whether something stands between the score product and the softmax besides a scale."""
-        return bool(self.masks or self.bias or self.softcap or self.sink or self.weights or self.scale == "learned")
+        return bool(
+            self.masks or self.bias or self.softcap or self.sink or self.weights or self.scale == "learned"
+        )
 
     @property
     def written_out(self) -> bool:
@@ -172,7 +177,21 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "key_transpose": ("T", "mT", "permute"),
     "scale": ("scores", "divide", "query", "key", "both", "late", "none", "learned", "cosine", "query"),
     "softcap": (0.0, 0.0, 0.0, 0.0, 5.0),
-    "bias": ("", "", "", "", "table", "alibi", "alibi_table", "t5", "relative", "input", "rows", "keys", "heads"),
+    "bias": (
+        "",
+        "",
+        "",
+        "",
+        "table",
+        "alibi",
+        "alibi_table",
+        "t5",
+        "relative",
+        "input",
+        "rows",
+        "keys",
+        "heads",
+    ),
     "masks": _MASKS,
     "window": (1, 2, 3, 4, 7, 10, 12, 20),
     "fill": ("-inf", "-inf", "min", "1e9", "where", "where_min", "add_inf", "add_min", "add_1e4"),
@@ -210,6 +229,14 @@ def draw(rng: random.Random) -> AttentionSpec:
         spec = AttentionSpec(**fields)
         if spec.fits():
             return spec
+
+
+def for_older_exporter(spec: AttentionSpec) -> AttentionSpec:
+    """The nearest attention that torch's older exporter has operators for."""
+    key = "T" if spec.key_transpose == "mT" else spec.key_transpose
+    guard = "where" if spec.guard == "nan_to_num" else spec.guard
+    repeat = "expand" if spec.repeat == "sdpa" else spec.repeat
+    return dataclasses.replace(spec, key_transpose=key, guard=guard, repeat=repeat)
 
 
 def simpler(spec: AttentionSpec) -> Iterator[AttentionSpec]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import linecache
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
@@ -51,12 +55,14 @@ class Found:
         site: Its record in the journal, None when it has none.
         problem: A sentence when the fused module is wrong, else "".
         error: Largest error against float64 in rows that have keys, relative to the largest output.
+        faulty_export: Whether the exported graph was wrong before anything was fused.
     """
 
     spec: AttentionSpec
     site: Site | None
     problem: str
     error: float
+    faulty_export: bool = False
 
 
 @dataclass
@@ -165,7 +171,29 @@ _AXES = {
 }  # fmt: skip
 
 
-def _translated(module: torch.nn.Module, opset: int) -> ir.Model:
+def _translated(module: torch.nn.Module, opset: int, exporter: str) -> ir.Model:
+    return _traced(module, min(opset, 17)) if exporter == "torchscript" else _captured(module, opset)
+
+
+def _traced(module: torch.nn.Module, opset: int) -> ir.Model:
+    """The graph of torch's older exporter: a file from elsewhere, attention in plain operators."""
+    example, file = inputs((3, 7, 5), 0), io.BytesIO()
+    axes = {k: {n: a for n, a in enumerate(v) if a} for k, v in _AXES.items()}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            tuple(example[n] for n in INPUTS),
+            file,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(INPUTS),
+            dynamic_axes=axes,
+        )
+    return ir.from_proto(onnx.load_model_from_string(file.getvalue()))
+
+
+def _captured(module: torch.nn.Module, opset: int) -> ir.Model:
     dims = {name: torch.export.Dim(name) for name in "bst"}
     shapes = {k: {n: dims[a] for n, a in enumerate(axes) if a is not None} for k, axes in _AXES.items()}
     example = inputs((3, 7, 5), 0)
@@ -191,43 +219,63 @@ def shared_proofs(known: dict[str, Any]) -> Iterator[None]:
         Prover.__init__ = original  # type: ignore[method-assign]
 
 
-def trial(specs: Sequence[AttentionSpec], *, seed: int, target: str = "cpu") -> Trial:
-    """Export a module of these attentions, fuse it for a target and compare it with eager."""
+def _session(model: ir.Model) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    register(options, "cpu")
+    return onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def trial(
+    specs: Sequence[AttentionSpec], *, seed: int, target: str = "cpu", exporter: str = "torch.export"
+) -> Trial:
+    """Export a module of these attentions, fuse it for a target and compare it with eager.
+
+    ``exporter`` is "torch.export" (the product's own way) or "torchscript" (torch's older exporter).
+    """
     module = build(specs, seed)
     stage = "export"
     try:
         aim = TARGETS[target]
-        model = _translated(module, aim.opset)
+        model = _translated(module, aim.opset, exporter)
+        baseline = _session(pipeline.baseline(model))
         names = [str(i.name) for i in model.graph.inputs], [str(o.name) for o in model.graph.outputs]
         stage = "pipeline"
         outcome = pipeline.run(
             model, aim, options=pipeline.Options(simplify=False), configure=lambda o: register(o, "cpu")
         )
-        if names != ([str(i.name) for i in outcome.model.graph.inputs], [str(o.name) for o in outcome.model.graph.outputs]):
+        if names != (
+            [str(i.name) for i in outcome.model.graph.inputs],
+            [str(o.name) for o in outcome.model.graph.outputs],
+        ):
             return Trial(broken="interface: inputs or outputs were renamed", journal=outcome.journal)
         stage = "load"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        register(options, "cpu")
-        session = onnxruntime.InferenceSession(
-            ir.to_proto(outcome.model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = _session(outcome.model)
         stage = "run"
-        return _judged(specs, module, session, outcome.journal, seed)
+        return _judged(specs, module, (session, baseline), outcome.journal, seed)
     except Exception as error:
         text = str(error).strip().splitlines()
         return Trial(broken=f"{stage}: {type(error).__name__}: {text[0][:200] if text else ''}")
 
 
 def _judged(
-    specs: Sequence[AttentionSpec], module: torch.nn.Module, session: Any, journal: Journal, seed: int
+    specs: Sequence[AttentionSpec],
+    module: torch.nn.Module,
+    sessions: tuple[Any, Any],
+    journal: Journal,
+    seed: int,
 ) -> Trial:
-    sites = {n: _site(journal, n) for n in range(len(specs))}
+    sites = {n: _site(journal, n, len(specs)) for n in range(len(specs))}
+    faulty: set[int] = set()
     problems, errors = [""] * len(specs), [0.0] * len(specs)
     for number, size in enumerate(SIZES):
         given = inputs(size, seed + number)
-        outputs = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
+        outputs, unfused = (
+            s.run(None, {i.name: given[i.name].numpy() for i in s.get_inputs()}) for s in sessions
+        )
         with torch.no_grad():
             plain = [r.numpy() for r in module(**given)]
             module.double()
@@ -244,16 +292,27 @@ def _judged(
                     outputs[position], plain[position], exact[position], alive, assumed=assumed
                 )
                 errors[index] = max(errors[index], error)
-                if problem and not problems[index]:
+                if (
+                    problem
+                    and _compare(unfused[position], plain[position], exact[position], alive, assumed=assumed)[
+                        1
+                    ]
+                ):
+                    faulty.add(index)  # the export is at fault, before anything was fused
+                elif problem and not problems[index]:
                     problems[index] = f"{kind} at batch, queries, keys {size}: {problem}"
                 position += 1
-    found = [Found(s, sites[n], problems[n], errors[n]) for n, s in enumerate(specs)]
+    found = [
+        Found(s, sites[n], "" if n in faulty else problems[n], errors[n], n in faulty)
+        for n, s in enumerate(specs)
+    ]
     return Trial(found, journal=journal)
 
 
-def _site(journal: Journal, number: int) -> Site | None:
-    path = f"sites.{number}"
-    return next((s for s in journal.sites if s.module_path in (path, f"{path}.softmax")), None)
+def _site(journal: Journal, number: int, count: int) -> Site | None:
+    if count == 1:
+        return journal.sites[0] if journal.sites else None
+    return next((s for s in journal.sites if s.module_path == f"sites.{number}"), None)
 
 
 def _alive(spec: AttentionSpec, kind: str, alive: np.ndarray, rank: int) -> np.ndarray:
@@ -274,7 +333,10 @@ def _compare(
 ) -> tuple[float, str]:
     """(error in rows with keys, a sentence when the result is wrong)."""
     if fused.shape != plain.shape or fused.dtype != plain.dtype:
-        return 0.0, f"the result is {fused.dtype}{list(fused.shape)}, eager gives {plain.dtype}{list(plain.shape)}"
+        return (
+            0.0,
+            f"the result is {fused.dtype}{list(fused.shape)}, eager gives {plain.dtype}{list(plain.shape)}",
+        )
     where = np.broadcast_to(alive, fused.shape)
     if not np.isfinite(exact[where]).all() or not np.isfinite(plain[where]).all():
         return 0.0, "eager itself is not finite in rows with keys: the module is no fair trial"
@@ -288,7 +350,10 @@ def _compare(
         return error, ""
     if not np.array_equal(np.isnan(fused[empty]), np.isnan(plain[empty])):
         return error, "NaN in other rows without keys, and no assumption says so"
-    apart = float(np.nanmax(np.abs(np.where(empty & ~np.isnan(plain), fused - plain, 0.0)), initial=0.0)) / largest
+    apart = (
+        float(np.nanmax(np.abs(np.where(empty & ~np.isnan(plain), fused - plain, 0.0)), initial=0.0))
+        / largest
+    )
     if apart > GRANTED_IN_EMPTY_ROWS:
         return error, f"rows without keys differ by {apart:.1e} from eager, and no assumption says so"
     return error, ""

@@ -39,6 +39,7 @@ class _Cutter:
         self.inputs: dict[int, ir.Value] = {}
         self.constants: dict[int, ir.Value] = {}
         self.weak: dict[int, ir.Value] = {}
+        self.entered = 0
 
     def walk(self, outputs: Iterable[ir.Value]) -> None:
         stack: list[tuple[ir.Value, bool]] = [(v, False) for v in outputs][::-1]
@@ -51,7 +52,8 @@ class _Cutter:
                 continue
             if node is None or id(node) in self.nodes or self._stop(value, node):
                 continue
-            if len(self.nodes) > NODE_LIMIT:
+            self.entered += 1
+            if self.entered > NODE_LIMIT:
                 raise ValueError(f"more than {NODE_LIMIT} nodes between the rewrite and its inputs")
             stack.append((value, True))
             if node.domain == "" and node.op_type in ("Shape", "Size") and _known(node.inputs[0]):

@@ -14,6 +14,7 @@ from ..runtime.report import LatencyReport, ParityReport, Report
 from ..runtime.target import Target
 from . import companions
 from .artifact import Artifact, FileNames
+from .bundle import reproducible
 from .fusing import Fused, libraries_of
 from .invariants import checker_breach
 from .measuring import Graph, MakeContender, Reference, check_loads, measure_latency, measure_parity
@@ -67,9 +68,10 @@ def finish(
     libraries = libraries_of(fused.model, target.name)
     for model in (fused.model, fused.unfused):
         stamp(model, properties=properties)
-    breach = checker_breach(fused.model)
-    if breach is not None:
-        raise DeploymlBug(breach)
+    with reproducible(fused.unfused):
+        breach = checker_breach(fused.model)
+        if breach is not None:
+            raise DeploymlBug(breach)
     with Staging(output) as staging:
         with progress.stage("write"):
             files = write_models(staging, names, fused.model, fused.unfused, external_data=options.external_data)

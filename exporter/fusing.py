@@ -17,6 +17,7 @@ from ..runtime.errors import DeploymlBug, InputError, VerdictError
 from ..runtime.progress import Progress
 from ..runtime.report import Site
 from ..runtime.target import Target, TargetName
+from .bundle import reproducible
 from .invariants import Signature, breaches, signature_of
 from .options import Options, require_count
 
@@ -71,17 +72,18 @@ def fuse(model: ir.Model, target: Target, options: Options, progress: Progress) 
     def stage(name: str) -> AbstractContextManager[Any]:
         return progress.stage(f"passes: {name}")
 
-    outcome = pipeline.run(
-        model,
-        target,
-        options=pipeline.Options(fuse_attention=options.fuse_attention, disabled=tuple(options.disable_fusion)),
-        configure=custom_ops.register,  # proofs run on the CPU, whatever the target
-        stage=stage,
-    )
-    model, journal = outcome.model, outcome.journal
-    found = breaches(model, before, journal.sites)
-    if found:
-        raise DeploymlBug("; ".join(found))
+    with reproducible(unfused):
+        outcome = pipeline.run(
+            model,
+            target,
+            options=pipeline.Options(fuse_attention=options.fuse_attention, disabled=tuple(options.disable_fusion)),
+            configure=custom_ops.register,  # proofs run on the CPU, whatever the target
+            stage=stage,
+        )
+        model, journal = outcome.model, outcome.journal
+        found = breaches(model, before, journal.sites)
+        if found:
+            raise DeploymlBug("; ".join(found))
     return Fused(model, unfused, journal, before, census(unfused), census(model))
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ..passes.canonical import is_attention
 from ..passes.graph import dims, op_name
 from ..runtime.report import Site
+from .bundle import without_weights
 
 __all__ = ["Signature", "breaches", "checker_breach", "signature_of"]
 
@@ -44,15 +45,7 @@ def checker_breach(model: ir.Model) -> str | None:
 
     Operators that onnxruntime registers under the standard's name are left out of it, and so are the weights.
     """
-    light = model.clone()
-    for name, value in list(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.size <= _SMALL or value.is_graph_input():
-            continue
-        light.graph.initializers.pop(name)
-        value.const_value = None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
-        light.graph.inputs.append(value)
+    light = without_weights(model)
     for node in light.graph.all_nodes():
         if node.domain == "" and node.op_type in _RUNTIME_ONLY:
             node.domain = "com.microsoft"
@@ -66,8 +59,6 @@ def checker_breach(model: ir.Model) -> str | None:
 
 #: What onnxruntime registers in the standard's domain though the standard does not have it.
 _RUNTIME_ONLY = frozenset({"SimplifiedLayerNormalization"})
-#: Larger initializers are not shown to the checker.
-_SMALL = 1024
 
 
 def _described(values: Sequence[ir.Value]) -> tuple[tuple[str, str, tuple[int | str | None, ...] | None], ...]:

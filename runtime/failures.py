@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .errors import DeploymlBug, DeploymlError, VerdictError
+from .errors import DeploymlBug, DeploymlError, ToolchainError, VerdictError
+from .isolate import is_out_of_memory
 from .report import SCHEMA_VERSION, Report, to_json
 from .versions import installed
 
@@ -55,6 +56,10 @@ def _tell(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, DeploymlError):
         _tell_mistake(error, as_json)
         return error.exit_code
+    if is_out_of_memory(error):
+        short = ToolchainError("memory ran out", hint="use a machine with more memory, or a smaller model")
+        _tell_mistake(short, as_json)
+        return short.exit_code
     if hasattr(error, "format_message"):  # the command line's own usage errors, whichever library raises them
         return _tell_usage(error, as_json)
     return _tell_bug(error, arguments, as_json, debug)

@@ -20,7 +20,7 @@ from . import errors
 from .errors import DeploymlBug, DeploymlError, ToolchainError
 from .memory import human_bytes
 
-__all__ = ["run_isolated"]
+__all__ = ["is_out_of_memory", "run_isolated"]
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def child(folder: str) -> None:
     except MemoryError:
         packed = pickle.dumps(("memory", None))
     except BaseException as error:
-        kind = "memory" if _is_out_of_memory(error) else "bug"
+        kind = "memory" if is_out_of_memory(error) else "bug"
         packed = pickle.dumps((kind, traceback.format_exc()))
     draft = place / "answer.draft"
     draft.write_bytes(packed)
@@ -157,9 +157,11 @@ def _out_of_memory(step: str, memory_limit: int | None, how: str = "") -> Toolch
     return ToolchainError(f"{step} ran out of memory{limit}{how}", hint=_NO_MEMORY_HINT)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or onnxruntime says that memory ran out."""
     text = str(error)
-    return "bad_alloc" in text or "Failed to allocate memory" in text or "can't allocate memory" in text
+    said = ("bad_alloc", "Failed to allocate memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in text for words in said)
 
 
 def _limit_memory(limit: int) -> None:

@@ -148,7 +148,7 @@ def test_errors_become_exit_codes(deployml_command, exported, monkeypatch, tmp_p
     import deployml.exporter.bench as module
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    errors = (InputError("m", hint="h"), 2), (DeploymlBug("broke"), 70), (RuntimeError("broke"), 70)
+    errors = (InputError("m", hint="h"), 2), (DeploymlBug("broke"), 70), (RuntimeError("broke"), 70), (MemoryError(), 2)
     for error, status in (*errors, (KeyboardInterrupt(), 130)):
 
         def fail(*_, _error=error, **__):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from deployml.exporter.artifact import FileNames
+from deployml.exporter.bundle import reproducible
 from deployml.exporter.feeding import bench_cases, input_specs, parity_cases
 from deployml.exporter.foreign_origins import adopt_origins
 from deployml.exporter.fusing import check_required
@@ -15,7 +19,7 @@ from deployml.exporter.invariants import breaches, checker_breach, signature_of
 from deployml.exporter.onnx_file import lift_opset, open_file
 from deployml.exporter.options import Options, output_path, require_count
 from deployml.exporter.writing import stamp, weight_bytes, write_models
-from deployml.runtime.errors import InputError, UnsupportedError, VerdictError
+from deployml.runtime.errors import DeploymlBug, InputError, UnsupportedError, VerdictError
 from deployml.runtime.files import Staging
 from deployml.runtime.report import Site
 
@@ -209,3 +213,16 @@ def test_origins_of_torchs_own_export_are_adopted_without_its_paths():
         "deployml.source": "m/model.py:7",
     }
     assert not model.graph[1].metadata_props
+
+
+def test_a_fault_of_ours_leaves_its_graph_without_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = model_with(rows=2000)
+    with pytest.raises(DeploymlBug, match="KeyError") as raised, reproducible(model):
+        raise KeyError("lost")
+    kept = onnx.load(Path(raised.value.bundle) / "before.onnx")
+    assert "table" in [value.name for value in kept.graph.input]
+    assert [t.name for t in kept.graph.initializer] == ["types"]
+    with pytest.raises(InputError), reproducible(model):
+        raise InputError("yours", hint="mend it")
+    assert len(list(tmp_path.iterdir())) == 1

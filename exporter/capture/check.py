@@ -62,6 +62,8 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     with quiet():
         examples = examples_of(loaded)
         compared = [_compare(loaded, captured, variant) for variant in _variants(examples)]
+        if compared and not any(compared):  # a model that wants multiples of something
+            compared = [_compare(loaded, captured, _doubled(examples))]
     if compared and not any(compared):
         return ("The model ran at no size but the one given, so its dynamic axes are unchecked.",)
     return ()
@@ -80,6 +82,10 @@ def _variants(examples: Examples) -> Iterator[Examples]:
     lowest = {name: _lowest(examples, name) for name in given}
     if lowest != given:
         yield examples.resized(lowest)
+
+
+def _doubled(examples: Examples) -> Examples:
+    return examples.resized({name: 2 * size for name, size in examples.sizes().items()})
 
 
 def _lowest(examples: Examples, name: str) -> int:

@@ -15,21 +15,31 @@ _KEPT = frozenset({"Cast", "CastLike", "Constant", "ConstantOfShape"})
 
 
 def widen_bfloat16(model: ir.Model) -> int:
-    """Compute bfloat16 nodes in float32, in place, when inputs and weights hold no bfloat16.
+    """Compute bfloat16 nodes in float32, in place, where bfloat16 is a leftover.
 
-    A model that is bfloat16 by its weights is left as it is: there the type is a choice.
+    A model with bfloat16 inputs, or with most of its weights in bfloat16, is left as it is: there the type is a
+    choice.
 
     Returns:
         How many nodes were changed.
     """
-    graph = model.graph
-    given = [*graph.inputs, *graph.initializers.values()]
-    if any(value.dtype == ir.DataType.BFLOAT16 for value in given):
+    if _is_choice(model.graph):
         return 0
-    touched = [node for node in graph.all_nodes() if _is_bfloat16(node)]
+    touched = [node for node in model.graph.all_nodes() if _is_bfloat16(node)]
     for node in touched:
         _widen(node)
     return len(touched)
+
+
+def _is_choice(graph: ir.Graph) -> bool:
+    if any(value.dtype == ir.DataType.BFLOAT16 for value in graph.inputs):
+        return True
+    half = whole = 0
+    for tensor in (value.const_value for value in graph.initializers.values()):
+        if tensor is not None and tensor.dtype.is_floating_point():
+            whole += tensor.size
+            half += tensor.size if tensor.dtype == ir.DataType.BFLOAT16 else 0
+    return 2 * half > whole
 
 
 def _is_bfloat16(node: ir.Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -105,7 +105,7 @@ def _readable(text: str) -> bool:
     return True
 
 
-def _dim(dim: int | ir.SymbolicDim, rename) -> int | str | None:
+def _dim(dim: int | ir.SymbolicDim, rename: Callable[[str], str]) -> int | str | None:
     if isinstance(dim, int):
         return dim
     return None if dim.value is None else rename(dim.value)

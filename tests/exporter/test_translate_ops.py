@@ -1,0 +1,255 @@
+"""Operators that torch's own ONNX translation lacks or gets wrong, and what the graph says about its origin."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from deployml.exporter.capture import capture
+from deployml.exporter.loaded import Loaded
+from deployml.exporter.source_map import SourceMap, relative_source
+from deployml.exporter.translate import Translated, translate
+from deployml.runtime.errors import UnsupportedError
+
+AXES = {"x": {0: "batch", 1: "sequence"}}
+
+
+def _translated(module: torch.nn.Module, *args: torch.Tensor, axes: Any = AXES) -> Translated:
+    return translate(capture(Loaded(module.eval(), "module", type(module).__name__, args, {}, axes)), opset=20)
+
+
+def _run(translated: Translated, *args: torch.Tensor) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(ir.to_proto(translated.model).SerializeToString())
+    names = [value.name for value in session.get_inputs()]
+    return session.run(None, {name: value.numpy() for name, value in zip(names, args, strict=True)})
+
+
+class Chunked(torch.nn.Module):
+    """Overlapping windows over a transposed tensor, read by its memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = (x * 2).transpose(0, 1)
+        return turned.as_strided((x.shape[0], x.shape[1] - 1, 2, 4), (x.shape[1] * 4, 4, 4, 1))
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (3, 9)])
+def test_as_strided_follows_memory_and_not_values(sizes: tuple[int, int]) -> None:
+    translated = _translated(Chunked(), torch.randn(2, 5, 4))
+    x = torch.randn(*sizes, 4)
+    np.testing.assert_array_equal(_run(translated, x)[0], Chunked()(x).numpy())
+
+
+class Part(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1)[:, 1:].as_strided((2, 2), (1, 1))
+
+
+def test_as_strided_on_a_part_of_a_tensor_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="part of a larger tensor") as caught:
+        _translated(Part(), torch.randn(3, 5, 4), axes=None)
+    assert caught.value.where is not None and "test_translate_ops.py:" in caught.value.where
+
+
+class RoundedBias(torch.nn.Module):
+    """bfloat16 arithmetic inside a float32 model, as in ALiBi."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((4,), 1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        slopes = torch.tensor([0.5, 0.3, 0.7], dtype=torch.bfloat16)
+        rounded = x.sum(-1).to(torch.bfloat16)
+        return x * self.scale + (rounded[..., None] * slopes + rounded[..., None]).sum(-1, keepdim=True).float()
+
+
+def test_leftover_bfloat16_is_computed_in_float32_with_its_roundings() -> None:
+    translated = _translated(RoundedBias(), torch.randn(3, 5, 4))
+    x = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = RoundedBias()(x).numpy()
+        total = x.sum(-1, keepdim=True)
+        unrounded = x * 1.5 + (total * torch.tensor([0.5, 0.3, 0.7]) + total).sum(-1, keepdim=True)
+    np.testing.assert_allclose(_run(translated, x)[0], expected, rtol=0, atol=1e-6)
+    assert np.abs(unrounded.numpy() - expected).max() > 1e-3  # the roundings are there to be seen
+
+
+class Chosen(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.to(torch.bfloat16)).float()
+
+
+def test_a_model_that_is_bfloat16_by_its_weights_stays_so() -> None:
+    translated = _translated(Chosen(), torch.randn(3, 5, 4))
+    products = [node for node in translated.model.graph if node.op_type in ("MatMul", "Gemm")]
+    assert products and all(node.outputs[0].dtype == ir.DataType.BFLOAT16 for node in products)
+
+
+class Splits(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second, third = x.split(4, dim=-1)
+        head, tail = x.split([3, 6], dim=-1)
+        return first, second, third, head, tail
+
+
+def test_splits_need_no_sequences() -> None:
+    translated = _translated(Splits(), torch.randn(3, 5, 9))
+    assert not [node for node in translated.model.graph if "Sequence" in node.op_type]
+    x = torch.randn(2, 7, 9)
+    for found, expected in zip(_run(translated, x), Splits()(x), strict=True):
+        np.testing.assert_array_equal(found, expected.numpy())
+
+
+class Grouped(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 4, 6))
+
+    def forward(self, x: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        return torch.ops.transformers.grouped_mm_fallback(x, self.weight, offs)
+
+
+@pytest.mark.parametrize("ends", [(1, 1, 4), (0, 3, 5), (2, 4, 5)])
+def test_grouped_matmul_gives_each_expert_its_rows(ends: tuple[int, int, int]) -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    module, x = Grouped(), torch.randn(5, 4)
+    translated = _translated(module, x, torch.tensor([1, 2, 5]), axes={"x": {0: "rows"}})
+    offs = torch.tensor(ends)
+    with torch.no_grad():
+        np.testing.assert_allclose(_run(translated, x, offs)[0], module(x, offs).numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[torch.library.Library]:
+    library = torch.library.Library("deployml_test", "DEF")
+    library.define("opaque_one(Tensor x) -> Tensor")
+    library.define("opaque_two(Tensor x) -> Tensor")
+    for name in ("opaque_one", "opaque_two"):
+        library.impl(name, lambda x: x * 2, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"deployml_test::{name}", torch.empty_like, lib=library)
+    yield library
+    library._destroy()
+
+
+class Opaque(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.deployml_test.opaque_one(x) + torch.ops.deployml_test.opaque_two(x)
+
+
+def test_every_operator_without_a_translation_is_listed(library: torch.library.Library) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        _translated(Opaque(), torch.randn(3, 5, 4))
+    assert "2 operators" in caught.value.message
+    assert "opaque_one" in caught.value.message and "opaque_two" in caught.value.message
+    assert "test_translate_ops.py:" in caught.value.message
+
+
+@torch.library.custom_op("deployml_test_python::twice_plus", mutates_args=())
+def twice_plus(x: torch.Tensor, shift: float) -> torch.Tensor:
+    return x * 2 + shift
+
+
+@twice_plus.register_fake
+def _(x: torch.Tensor, shift: float) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Custom(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return twice_plus(x, 0.25) * 3
+
+
+def test_a_custom_operator_written_in_python_is_taken_apart() -> None:
+    translated = _translated(Custom(), torch.randn(3, 5, 4))
+    x = torch.randn(2, 7, 4)
+    np.testing.assert_allclose(_run(translated, x)[0], ((x * 2 + 0.25) * 3).numpy(), rtol=1e-6)
+
+
+class Inner(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x)
+
+
+class Outer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Inner(), Inner()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_every_value_knows_its_module_and_line() -> None:
+    translated = _translated(Outer(), torch.randn(3, 5, 4))
+    tanh = [node.outputs[0].name for node in translated.model.graph if node.op_type == "Tanh"]
+    origins = [translated.source_map.lookup(name or "") for name in tanh]
+    assert [origin.module for origin in origins if origin] == ["blocks.0", "blocks.1"]
+    assert all(origin is not None and origin.kind == "Inner" for origin in origins)
+    assert all(
+        origin is not None and origin.source.split(":")[0].endswith("test_translate_ops.py") for origin in origins
+    )
+    assert SourceMap.of(translated.model) == translated.source_map
+    assert translated.source_map.lookup("x") is None
+
+
+def test_source_paths_depend_on_the_package_and_not_on_the_folder(tmp_path: Path) -> None:
+    package = tmp_path / "anywhere" / "nets" / "blocks"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    assert relative_source(str(package / "attention.py")) == "nets/blocks/attention.py"
+    assert relative_source("/a/lib/python3.11/site-packages/torch/nn/x.py") == "torch/nn/x.py"
+    assert relative_source(str(tmp_path / "alone.py")) == "alone.py"
+
+
+_SCRIPT = """
+import hashlib, onnx_ir as ir, torch
+from net import Net
+from deployml.exporter.capture import capture
+from deployml.exporter.loaded import Loaded
+from deployml.exporter.translate import translate
+torch.manual_seed(0)
+loaded = Loaded(Net().eval(), "module", "net", (torch.randn(2, 3, 8),), {}, {"x": {0: "batch"}})
+proto = ir.to_proto(translate(capture(loaded), opset=20).model)
+print(hashlib.sha256(proto.SerializeToString()).hexdigest())
+"""
+_NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+"""
+
+
+def test_the_graph_is_the_same_bytes_in_any_folder_and_under_any_hash_seed(tmp_path: Path) -> None:
+    running = []
+    for seed in ("1", "2"):
+        folder = tmp_path / f"folder{seed}"
+        folder.mkdir()
+        (folder / "net.py").write_text(_NET)
+        (folder / "run.py").write_text(_SCRIPT)
+        environment = {"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin"}
+        running.append(
+            subprocess.Popen([sys.executable, "run.py"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    hashes = [process.communicate()[0].strip() for process in running]
+    assert len(hashes[0]) == 64
+    assert hashes[0] == hashes[1]

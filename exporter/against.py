@@ -19,7 +19,7 @@ from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
 from .feeding import input_specs
 from .fusing import libraries_of
-from .measuring import Graph, MakeContender, Reference, usable_threads
+from .measuring import Graph, MakeContender, Reference
 from .onnx_file import open_file
 
 __all__ = ["Source", "Subject", "open_source", "open_subject"]
@@ -87,7 +87,7 @@ def open_source(source: Any, subject: Subject, progress: Progress, **load_option
     if isinstance(source, str | Path) and Path(source).suffix.lower() == ".onnx":
         yield _onnx_source(Path(source).expanduser(), subject)
         return
-    from .eager import Eager
+    from .eager import Eager, eager_contender
     from .load import load
 
     with progress.stage("load"):
@@ -98,15 +98,12 @@ def open_source(source: Any, subject: Subject, progress: Progress, **load_option
         specs = input_specs(subject.model, examples=examples)
         _check_inputs(specs, examples, loaded.source or loaded.name)
 
-        def contender(feeds: Mapping[str, Any], stack: Any) -> Callable[[], None]:
-            return Eager(loaded).bound(feeds, stack, threads=usable_threads())
-
         yield Source(
             name=loaded.source or loaded.name,
             reference=lambda: Reference(run=eager, name=eager.dtype_name, same_dtype=not eager.widened),
             specs=specs,
             traced=_traced(specs, examples),
-            contender=(contender, "torch-cpu"),
+            contender=eager_contender(loaded, subject.graph.target),
             notes=loaded.notes,
         )
 

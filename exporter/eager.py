@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from ..runtime.target import TargetName
 from .capture.inputs import ExampleInput, Examples, examples_of
 from .capture.outputs import flatten_outputs
 from .capture.trace import slow_paths
 from .loaded import Loaded
+from .measuring import MakeContender, usable_threads
 
-__all__ = ["Eager"]
+__all__ = ["Eager", "eager_contender"]
 
 
 class Eager:
@@ -55,16 +57,29 @@ class Eager:
             result = self._module(*args, **kwargs)
         return [_to_numpy(value) for value in flatten_outputs(result)[0].values()]
 
-    def bound(self, feeds: Mapping[str, np.ndarray], stack: ExitStack, *, threads: int) -> Callable[[], None]:
-        """A callable that runs the model once on fixed inputs, with so many threads until ``stack`` is closed."""
-        args, kwargs = self._call(feeds)
+    def bound(
+        self, feeds: Mapping[str, np.ndarray], stack: ExitStack, *, threads: int, device: str = "cpu"
+    ) -> Callable[[], None]:
+        """A callable that runs the model once, to the end, on fixed inputs.
+
+        Args:
+            feeds: The inputs.
+            stack: When it is closed, torch's number of threads is what it was.
+            threads: Threads of torch on the CPU.
+            device: "cpu", or "cuda" for a copy of the model on the GPU.
+        """
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         stack.callback(torch.set_num_threads, before)
+        on_gpu = device != "cpu"
+        module = copy.deepcopy(self._module).to(device) if on_gpu else self._module
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), self._call(feeds))
 
         def run() -> None:
             with torch.inference_mode():
-                self._module(*args, **kwargs)
+                module(*args, **kwargs)
+            if on_gpu:
+                torch.cuda.synchronize()
 
         return run
 
@@ -78,6 +93,17 @@ class Eager:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = _to_torch(array)
         return tensor.float() if self._widened and tensor.is_floating_point() else tensor
+
+
+def eager_contender(loaded: Loaded, target: TargetName) -> tuple[MakeContender, str]:
+    """Eager torch for a latency run, on the device of ``target`` where torch has it, and the provider to report."""
+    on_gpu = target in ("cuda", "rocm") and torch.cuda.is_available() and loaded.kind == "module"
+    device = "cuda" if on_gpu else "cpu"  # torch calls AMD's devices so too
+
+    def make(feeds: Mapping[str, np.ndarray], stack: ExitStack) -> Callable[[], None]:
+        return Eager(loaded).bound(feeds, stack, threads=usable_threads(), device=device)
+
+    return make, f"torch-{device}"
 
 
 def _examples_of_program(loaded: Loaded) -> Examples:

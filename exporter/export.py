@@ -124,7 +124,7 @@ def export(
             reference=traced.reference,
             cases=traced.parity_cases,
             bench=traced.bench_cases,
-            others=traced.contenders(),
+            others=traced.contenders(target),
             seconds=bench_seconds,
         )
         return finish(

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 
 from ..runtime import latency, parity
@@ -25,7 +26,7 @@ __all__ = ["TOLERANCE", "Graph", "Reference", "check_loads", "measure_latency", 
 TOLERANCE = 1e-4
 
 #: Makes a contender on fixed inputs; what it opened is closed with the stack.
-MakeContender = Callable[[Mapping[str, object], ExitStack], Callable[[], None]]
+MakeContender = Callable[[Mapping[str, np.ndarray], ExitStack], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,15 @@ import onnx_ir as ir
 
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
+from ..runtime.target import TargetName
 from .capture import capture, check_dynamic
 from .capture.captured import Captured
-from .eager import Eager
+from .eager import Eager, eager_contender
 from .feeding import bench_cases, input_specs, parity_cases
 from .inputs.vocabulary import vocabulary_of
 from .load import load
 from .loaded import Loaded
-from .measuring import Graph, MakeContender, Reference, usable_threads
+from .measuring import Graph, MakeContender, Reference
 from .translate import translate
 
 __all__ = ["Traced", "load_and_translate"]
@@ -67,13 +68,9 @@ class Traced:
         """Inputs of the timed run, the wish first."""
         return bench_cases(self.specs, limits=axis_limits(self.captured))
 
-    def contenders(self) -> dict[str, tuple[MakeContender, str]]:
+    def contenders(self, target: TargetName) -> dict[str, tuple[MakeContender, str]]:
         """Eager torch, for the latency run."""
-
-        def make(feeds: Mapping[str, Any], stack: ExitStack) -> Callable[[], None]:
-            return Eager(self.loaded).bound(feeds, stack, threads=usable_threads())
-
-        return {"eager": (make, "torch-cpu")}
+        return {"eager": eager_contender(self.loaded, target)}
 
 
 @contextmanager

@@ -61,6 +61,12 @@ def build_odd():
     return _filled(Encoder(odd=True))
 '''
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --update-golden: write what is pinned anew instead of comparing with it."""
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew; review them like code")
+
+
 #: Options that say what the encoder takes.
 INPUTS = ("--input", "input_ids:int64[batch,seq]", "--input", "attention_mask:int64[batch,seq]")
 

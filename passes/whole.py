@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 from . import canonical
+from .cleanup.fold import FOLDED_ELEMENTS
 from .evaluate import Evaluator
 from .proof import SIZES, random_feeds
 
@@ -16,9 +18,12 @@ __all__ = ["GRANTED", "difference"]
 #: Relative to the largest output. Deep random networks amplify rounding; this is what parity grants a model.
 GRANTED: Final = 1e-4
 #: Initializers of more elements become inputs with random stand-ins, so that no weight is copied or serialised.
-_SMALL: Final = 4096
+#: Those that folding computes from keep their values: what it makes of them must fit.
+_SMALL: Final = FOLDED_ELEMENTS
 #: Stand-ins of more bytes than this in all are not made; the pass is then recorded as not proven.
 _LIMIT: Final = 4 << 30
+#: Names that constant folding gives to weights it stores transposed (passes/cleanup/fold.py).
+_TRANSPOSED: Final = re.compile(r"(?P<weight>.+)\.transposed(_(?P<order>[\d_]+))?(\.\d+)?")
 
 
 def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str | None:
@@ -84,21 +89,26 @@ def _light(model: ir.Model) -> tuple[ir.Model, dict[str, ir.Value]]:
 
 
 def _stand_ins(weights: dict[str, ir.Value]) -> dict[str, np.ndarray]:
-    """Random weights by name. A weight stored transposed is the transpose of the same stand-in."""
+    """Random weights by name."""
     block = np.random.default_rng(3).standard_normal(65_537) * 0.05
     made = {}
     for name, value in sorted(weights.items()):
         tensor = value.const_value
         assert tensor is not None
-        shape = tuple(int(d) for d in tensor.shape)
-        base = name.split(".transposed")[0]
-        offset = sum(base.encode()) % 1024
-        if base != name:
-            array = np.resize(np.roll(block, offset), shape[::-1]).T
-        else:
-            array = np.resize(np.roll(block, offset), shape)
+        array = _stand_in(name, tuple(int(d) for d in tensor.shape), block)
         made[name] = np.ascontiguousarray(array.astype(tensor.dtype.numpy()))
     return made
+
+
+def _stand_in(name: str, shape: tuple[int, ...], block: np.ndarray) -> np.ndarray:
+    """Numbers that depend on the name alone; a weight stored transposed gets the transpose of the same numbers."""
+    stored = _TRANSPOSED.fullmatch(name)
+    if stored is None:
+        return np.resize(np.roll(block, sum(name.encode()) % 1024), shape)
+    order = stored["order"]
+    perm = [int(axis) for axis in order.split("_")] if order else list(reversed(range(len(shape))))
+    source = tuple(shape[perm.index(axis)] for axis in range(len(shape)))
+    return _stand_in(stored["weight"], source, block).transpose(perm)
 
 
 def _compare(expected: list[np.ndarray], found: list[np.ndarray]) -> str | None:

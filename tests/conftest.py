@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Tiny tensors gain nothing from torch's threads and lose much on a busy machine; before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ENCODER = '''\
 """A small encoder with attention by hand, and one whose attention no operator can hold."""

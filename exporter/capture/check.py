@@ -61,9 +61,10 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
         return ()
     with quiet():
         examples = examples_of(loaded)
-        compared = [_compare(loaded, captured, variant) for variant in _variants(examples)]
+        runner = _Runner(captured.program)
+        compared = [_compare(loaded, captured, runner, variant) for variant in _variants(examples)]
         if compared and not any(compared):  # a model that wants multiples of something
-            compared = [_compare(loaded, captured, _doubled(examples))]
+            compared = [_compare(loaded, captured, runner, _doubled(examples))]
     if compared and not any(compared):
         return ("The model ran at no size but the one given, so its dynamic axes are unchecked.",)
     return ()
@@ -92,13 +93,12 @@ def _lowest(examples: Examples, name: str) -> int:
     return max([1, *(axis.low or 1 for _, _, axis in examples.dynamic() if axis.name == name)])
 
 
-def _compare(loaded: Loaded, captured: Captured, examples: Examples) -> bool:
+def _compare(loaded: Loaded, captured: Captured, runner: _Runner, examples: Examples) -> bool:
     """Compare at one set of sizes; False when the model itself does not run there."""
     try:
         expected = list(flatten_outputs(quiet_run(loaded.module, examples))[0].values())
     except Exception:  # the model's own limit, not the program's
         return False
-    runner = _Runner(captured.program)
     try:
         found = runner.outputs(examples)
     except Exception as error:  # whatever the baked-in size leads to

@@ -146,7 +146,7 @@ def measure_latency(
             providers=providers,
             seconds=seconds,
             max_slowdown=max_slowdown,
-            notes=_busy(count),
+            notes=_busy(),
         )
 
 
@@ -165,12 +165,12 @@ def _first_that_runs(session: onnxruntime.InferenceSession, cases: Sequence[Case
     return cases[-1]
 
 
-def _busy(threads: int) -> tuple[str, ...]:
+def _busy() -> tuple[str, ...]:
     """A remark when other work competes for the processors: threads that wait for each other then wait long."""
     if not hasattr(os, "getloadavg"):
         return ()
     load, processors = os.getloadavg()[0], os.cpu_count() or 1
-    if load + threads <= 1.5 * processors:
+    if load <= 1.5 * processors:  # this process alone does not come to that
         return ()
     return (f"other programs kept the machine busy (load {load:.1f} on {processors} processors): measure again",)
 

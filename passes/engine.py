@@ -16,6 +16,8 @@ from .rule import Context, Declined, Replacement, Rule
 
 __all__ = ["Applied", "Engine"]
 
+#: Codes of rules whose refusals tell a user nothing: a transpose that stays.
+_QUIET = ("LAY",)
 #: Rounds of a rule set over the graph before it counts as not settling.
 ROUNDS = 12
 
@@ -44,7 +46,9 @@ class Engine:
         self.journal = journal
         self.disabled = frozenset(disabled)
         self._declined: set[tuple[str, str, str]] = set()
-        self._failed: set[tuple[str, str]] = set()
+        self._failed: dict[tuple[str, int], ir.Node] = {}  # the node is held, so that its id stays its own
+        #: The latest refusal, also one that was journalled before.
+        self.refused: Decline | None = None
 
     def enabled(self, rule: Rule) -> bool:
         """Whether the user left a rule on."""
@@ -82,27 +86,28 @@ class Engine:
     def attempt(self, rule: Rule, node: ir.Node) -> Applied | None:
         """Try one rule on one node. Returns what was applied, or None after a decline."""
         name = node.name or op_name(node)
-        if (rule.code, name) in self._failed:
+        if (rule.code, id(node)) in self._failed:
             return None
         self.journal.attempts[rule.code] += 1
-        try:
-            facts = rule.examine(node, self.context)
-        except Declined as no:
-            self._decline(rule, name, no)
-            return None
         graph = node.graph
         assert graph is not None
-        g = Builder(graph, prefix=f"{rule.name}", like=node)
+        g = Builder(graph, prefix=rule.name, like=node)
         try:
-            replacement = rule.build(facts, g)
+            replacement = rule.build(rule.examine(node, self.context), g)
         except Declined as no:
             g.discard()
-            self._decline(rule, name, no)
+            self._decline(rule, node, no)
+            return None
+        except Exception as error:  # a rule must not bring down the run on a graph it does not fit
+            g.discard()
+            self._failed[rule.code, id(node)] = node
+            detail = f"the rule failed: {type(error).__name__}: {error}"
+            self._journal(Decline(rule=rule.code, at=name, reason="rule-error", detail=detail, rolled_back=True))
             return None
         proof = self.prover.prove(replacement, g, rule.safety)
         if not proof.ok:
             g.discard()
-            self._roll_back(rule, name, proof)
+            self._roll_back(rule, node, proof)
             return None
         self._commit(replacement, g, node)
         record = Rewrite(
@@ -129,15 +134,22 @@ class Engine:
                 g.take_over(old, new)
         remove_dead(roots)
 
-    def _decline(self, rule: Rule, at: str, no: Declined) -> None:
-        if no.reason == "no-match" or (rule.code, at, no.reason) in self._declined:
+    def _decline(self, rule: Rule, node: ir.Node, no: Declined) -> None:
+        at = node.name or op_name(node)
+        if no.reason == "no-match" or rule.code.startswith(_QUIET):
             return
-        self._declined.add((rule.code, at, no.reason))
-        self.journal.declines.append(Decline(rule=rule.code, at=at, reason=no.reason, detail=no.detail))
+        self._journal(Decline(rule=rule.code, at=at, reason=no.reason, detail=no.detail))
 
-    def _roll_back(self, rule: Rule, at: str, proof: Proof) -> None:
-        self._failed.add((rule.code, at))
+    def _roll_back(self, rule: Rule, node: ir.Node, proof: Proof) -> None:
+        self._failed[rule.code, id(node)] = node
         reason = "not-proven" if proof.method == "not-run" else "not-equal"
-        self.journal.declines.append(
-            Decline(rule=rule.code, at=at, reason=reason, detail=proof.detail, rolled_back=True)
-        )
+        at = node.name or op_name(node)
+        self._journal(Decline(rule=rule.code, at=at, reason=reason, detail=proof.detail, rolled_back=True))
+
+    def _journal(self, decline: Decline) -> None:
+        """Record a refusal once; a rule that looks again at the same node says the same again."""
+        self.refused = decline
+        key = (decline.rule, decline.at, decline.reason)
+        if key not in self._declined:
+            self._declined.add(key)
+            self.journal.declines.append(decline)

@@ -83,7 +83,8 @@ def run(
     engine = Engine(Context(model, target), Prover(model, whole.evaluator), journal, disabled=options.disabled)
     with hook("recognise"):
         present = attention.present_attention(model)
-        engine.run("recognise-attention", attention.RECOGNISE if options.fuse_attention else ())
+        if options.fuse_attention:  # transposes meet before and after: recognition reads through few of them
+            engine.run("recognise-attention", (*layout.RULES, *attention.RECOGNISE, *layout.RULES))
         engine.run("norms", norms.RULES)
         engine.run("rotary", rotary.RULES)
     with hook("lower"):

@@ -9,31 +9,22 @@ their values. Sub-graphs of equal structure are proven once.
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from . import canonical
+from .draw import plans, random_feeds
 from .evaluate import Evaluator, Run, in_double
 from .graph import Builder
+from .judge import Worst, judge
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
-from .symbols import free_names, size_of
 
 __all__ = ["Proof", "Prover"]
-
-#: Sizes given to the symbolic dimensions, in order of appearance: small, odd, prime, unequal, and all ones.
-SIZES: Final = ((2, 5, 7, 3, 11, 4), (3, 7, 4, 6, 5, 2), (1, 1, 1, 1, 1, 1))
-
-#: Granted: this multiple of the error of the form that is replaced ...
-ERROR_FACTOR: Final = 4.0
-#: ... and never less than this many units in the last place of the largest output.
-ULPS: Final = 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +48,6 @@ class Proof:
     method: str = "executed"
     detail: str = ""
     assumptions: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class _Worst:
-    ran: int = 0
-    full: bool = False
-    error: float = 0.0
-    unfused: float = 0.0
-    granted: float = float("inf")
-    needed: set[str] = field(default_factory=set)
 
 
 class Prover:
@@ -106,7 +87,7 @@ class Prover:
 
     def _attempt(self, replacement: Replacement, g: Builder, safety: Safety, cut: list[ir.Value]) -> Proof:
         before, after = cut_out(replacement.old, cut), cut_out(replacement.new, cut)
-        keep = _KeepConstants(g.relied_on)
+        keep = _KeepConstants((*g.relied_on, *g.initializers))
         free = _free_inputs(before, after, keep)
         arguments = {
             "opsets": _opsets(self._model, g.nodes),
@@ -126,7 +107,8 @@ class Prover:
         rows = _rows_output(old_model, replacement)
         canonical.expand_all(old_model)
         canonical.expand_all(new_model)
-        proof = self._run(old_model, new_model, free, safety, replacement, rows)
+        cases = plans(free, (*before.nodes, *after.nodes), (*before.constants, *after.constants))
+        proof = self._run(old_model, new_model, free, cases, safety, replacement, rows)
         self._known[key] = proof
         return proof
 
@@ -135,6 +117,7 @@ class Prover:
         old_model: ir.Model,
         new_model: ir.Model,
         free: Sequence[ir.Value],
+        cases: Sequence[Mapping[str, int]],
         safety: Safety,
         replacement: Replacement,
         rows: bool,
@@ -142,9 +125,9 @@ class Prover:
         exact_model = in_double(old_model)
         old_run, new_run = self._evaluator.prepare(old_model), self._evaluator.prepare(new_model)
         exact_run = self._evaluator.prepare_exact(exact_model)
-        worst, trouble = _Worst(), ""
+        worst, trouble = Worst(), ""
         count = len(replacement.old)
-        for number, sizes in enumerate(SIZES):
+        for number, sizes in enumerate(cases):
             rng = np.random.default_rng([self._seed, number, zlib.crc32(str(len(free)).encode())])
             feeds = random_feeds(free, sizes, rng, number)
             exact: Sequence[np.ndarray] | None = None
@@ -163,10 +146,10 @@ class Prover:
             if exact is None and exact_run is not None:
                 exact = _tried(exact_run, feeds)
             alive = old[count] if rows else None
-            problem = _judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
+            problem = judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
             if problem:
                 return Proof(False, worst.error, worst.unfused, worst.granted, detail=problem)
-            worst.full = worst.full or max(sizes) > 1
+            worst.full = worst.full or max(sizes.values(), default=2) > 1
         if not worst.ran or not worst.full:
             return Proof(False, method="not-run", detail=f"the old form did not run on any size: {trouble}")
         return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
@@ -268,68 +251,6 @@ def _shape_key(values: Sequence[ir.Value]) -> str:
     return ";".join(parts)
 
 
-def _bindings(values: Sequence[ir.Value], sizes: Sequence[int]) -> dict[str, int]:
-    symbols: dict[str, None] = {}
-    for value in values:
-        for dim in value.shape or ():
-            if not isinstance(dim, int):
-                symbols.update(dict.fromkeys(free_names(dim)))
-    return dict(zip(symbols, itertools.cycle(sizes), strict=False))
-
-
-def random_feeds(
-    values: Sequence[ir.Value], sizes: Sequence[int], rng: np.random.Generator, case: int
-) -> dict[str, np.ndarray]:
-    """Random arrays for values ``i0``, ``i1``, ...: normal floats, padding patterns for integers and booleans."""
-    bindings = _bindings(values, sizes)
-    unknown = itertools.cycle(sizes)
-    feeds = {}
-    for index, value in enumerate(values):
-        assert value.shape is not None and value.dtype is not None
-        shape = []
-        for dim in value.shape:
-            if isinstance(dim, int):
-                shape.append(dim)
-            elif not free_names(dim):
-                shape.append(next(unknown))
-            else:
-                shape.append(max(size_of(dim, bindings), 0))
-        feeds[f"i{index}"] = _random(value, tuple(shape), rng, case)
-    return feeds
-
-
-def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, case: int) -> np.ndarray:
-    assert value.dtype is not None
-    dtype = value.dtype.numpy()
-    if value.dtype.is_floating_point():
-        if value.is_graph_input() and case == 1:
-            return _padding(shape, rng, case).astype(dtype)
-        return rng.standard_normal(shape).astype(dtype)
-    if value.dtype == ir.DataType.BOOL or len(shape) >= 2:
-        return _padding(shape, rng, case).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
-
-
-def _padding(shape: tuple[int, ...], rng: np.random.Generator, case: int) -> np.ndarray:
-    """0/1 rows along the last axis: full, right-padded, left-padded, with holes, empty, in turn."""
-    if not shape or 0 in shape:
-        return np.ones(shape, np.int64)
-    length = shape[-1]
-    rows = np.ones((int(np.prod(shape[:-1])), length), np.int64)
-    for index, row in enumerate(rows):
-        kind = (index + 2 * case + 1) % 5
-        pad = int(rng.integers(0, length)) if length > 1 else 0
-        if kind == 1:
-            row[length - pad :] = 0
-        elif kind == 2:
-            row[:pad] = 0
-        elif kind == 3:
-            row[:] = rng.integers(0, 2, length)
-        elif kind == 4:
-            row[:] = 0
-    return rows.reshape(shape)
-
-
 def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
     """Add an output that says which rows of the attention have a key left, when an assumption speaks of them."""
     if replacement.rows_of is None or "fully-masked-rows" not in replacement.assumptions:
@@ -353,71 +274,6 @@ def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
             graph.register_initializer(value)
     graph.outputs.append(top)
     return True
-
-
-def _judge(
-    old: Sequence[np.ndarray],
-    new: Sequence[np.ndarray],
-    exact: Sequence[np.ndarray] | None,
-    alive: np.ndarray | None,
-    safety: Safety,
-    assumptions: Sequence[str],
-    worst: _Worst,
-) -> str:
-    """Compare one case. Returns a sentence on the first difference that is too large, or an empty string."""
-    for index, (a, b) in enumerate(zip(old, new, strict=True)):
-        if a.shape != b.shape:
-            return f"output {index} has shape {b.shape} where the old form gives {a.shape}"
-        if a.dtype != b.dtype:
-            return f"output {index} is {b.dtype} where the old form gives {a.dtype}"
-        if not a.size:
-            continue
-        worst.ran += 1
-        if not np.issubdtype(a.dtype, np.floating) or safety is Safety.EXACT:
-            if not np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating)):
-                return f"output {index} is not bit-equal"
-            continue
-        reference = a.astype(np.float64) if exact is None else np.asarray(exact[index], np.float64)
-        problem = _close(a, b, reference, None, worst, index)
-        if problem and alive is not None:
-            problem = _close(a, b, reference, _dead_rows(alive, a), worst, index)
-            worst.needed.update(assumptions)
-        if problem:
-            return problem
-    return ""
-
-
-def _close(
-    a: np.ndarray, b: np.ndarray, reference: np.ndarray, dead: np.ndarray | None, worst: _Worst, index: int
-) -> str:
-    if dead is not None:
-        a, b, reference = (np.where(dead, 0, x) for x in (a, b, reference))
-    if not np.array_equal(np.isnan(b), np.isnan(a)):
-        return f"output {index} has NaN in other places"
-    finite = np.isfinite(reference) & np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return f"output {index} has infinities in other places"
-    if not finite.any():
-        return ""
-    largest = float(np.max(np.abs(reference[finite]))) or 1.0
-    unfused = float(np.max(np.abs(a[finite].astype(np.float64) - reference[finite]))) / largest
-    error = float(np.max(np.abs(b[finite].astype(np.float64) - reference[finite]))) / largest
-    granted = max(ERROR_FACTOR * unfused, ULPS * float(np.finfo(a.dtype).eps))
-    if error > granted:
-        return f"output {index} is off by {error:.2e} of its largest value, {granted:.2e} was granted"
-    worst.error, worst.unfused = max(worst.error, error), max(worst.unfused, unfused)
-    worst.granted = min(worst.granted, granted)
-    return ""
-
-
-def _dead_rows(alive: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Rows with no key, broadcast to the output: (B, N, S) for (B, N, S, Hv), any head for (B, S, N * Hv)."""
-    dead = alive < -1e30
-    if output.ndim == 4:
-        return np.broadcast_to(dead[..., None], output.shape)
-    if output.ndim == 3:
-        return np.broadcast_to(dead.any(axis=1)[..., None], output.shape)
-    return np.zeros(output.shape, bool)
 
 
 def _first_line(error: BaseException) -> str:

@@ -181,7 +181,7 @@ def to_model(
         digest.update(f"{op_name(node)}({names}){_attributes_digest(attributes)}->{len(node.outputs)};".encode())
         for slot, (old, new) in enumerate(zip(node.outputs, clone_node.outputs, strict=True)):
             _describe(new, old, f"v{position}_{slot}" if old.name else "")
-            mapping[id(old)] = new
+            mapping.setdefault(id(old), new)  # one output of a node may be cut while another is computed
         nodes.append(clone_node)
     outputs = [mapping[id(v)] for v in region.outputs]
     digest.update(",".join(str(v.name) for v in outputs).encode())

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from . import canonical
 from .cleanup.fold import FOLDED_ELEMENTS
+from .draw import SIZES, bind, random_feeds
 from .evaluate import Evaluator
-from .proof import SIZES, random_feeds
 
 __all__ = ["GRANTED", "difference"]
 
@@ -43,9 +43,13 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
     if sum(v.const_value.nbytes for v in old_weights.values() if v.const_value is not None) > _LIMIT:
         return f"not run: stand-ins for the weights would take more than {_LIMIT >> 30} GiB"
     try:
-        run_old, run_new = evaluator.prepare(old), evaluator.prepare(new)
+        run_old = evaluator.prepare(old)
     except Exception as error:
         return f"not run: {str(error).splitlines()[0][:200]}"
+    try:
+        run_new = evaluator.prepare(new)
+    except Exception as error:
+        return f"the result does not load: {str(error).splitlines()[0][:200]}"
     stand_ins = _stand_ins({**old_weights, **new_weights})
     compared = False
     for number, sizes in enumerate(SIZES[:2]):
@@ -53,7 +57,9 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
         inputs = list(before.graph.inputs)
         feeds = {
             str(value.name): array
-            for value, array in zip(inputs, random_feeds(inputs, sizes, rng, number).values(), strict=True)
+            for value, array in zip(
+                inputs, random_feeds(inputs, bind(inputs, sizes), rng, number).values(), strict=True
+            )
         }
         feeds |= stand_ins
         try:

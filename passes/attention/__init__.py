@@ -12,6 +12,7 @@ from .own import OwnAttention
 from .present import present_attention, record_present
 from .recognise import SoftmaxAttention
 from .repeated import RepeatedHeads
+from .softmax_axis import SoftmaxAxis
 from .standard import Standard
 from .standard_site import StandardSite
 from .written_softmax import WrittenSoftmax
@@ -27,7 +28,14 @@ __all__ = [
 ]
 
 #: Rules that make and refine the canonical op, in the order they run.
-RECOGNISE: tuple[Rule, ...] = (EinsumProduct(), WrittenSoftmax(), SoftmaxAttention(), StandardSite(), RepeatedHeads())
+RECOGNISE: tuple[Rule, ...] = (
+    EinsumProduct(),
+    WrittenSoftmax(),
+    SoftmaxAxis(),
+    SoftmaxAttention(),
+    StandardSite(),
+    RepeatedHeads(),
+)
 
 #: Rules that lower it.
 LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard(), OwnAttention())

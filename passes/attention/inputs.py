@@ -10,7 +10,7 @@ from ..rule import Declined
 from ..symbols import broadcast, length, same_dim
 from .site import Site
 
-__all__ = ["additive_mask", "fold_heads", "key_padding", "repeat_heads", "split_heads"]
+__all__ = ["additive_mask", "fold_heads", "keep_flags", "key_padding", "repeat_heads", "split_heads"]
 
 
 def fold_heads(g: Builder, value: ir.Value) -> ir.Value:
@@ -45,6 +45,18 @@ def repeat_heads(g: Builder, value: ir.Value, heads: int) -> ir.Value:
 
 def key_padding(g: Builder, site: Site) -> ir.Value:
     """The (B, T) int32 keep flags of a site whose mask is key padding alone."""
+    flags = keep_flags(g, site)
+    flags = g.op("Cast", flags, to=ir.DataType.INT32, dtype=ir.DataType.INT32, shape=flags.shape)
+    query, key = site.node.query, site.node.key
+    batch, keys = query.shape[0], key.shape[2]  # type: ignore[index]
+    if same_dim(flags.shape[0], batch):  # type: ignore[index]
+        return flags
+    full = g.op("Concat", length(g, query, 0), length(g, key, 2), axis=0, dtype=ir.DataType.INT64, shape=[2])
+    return g.op("Expand", flags, full, dtype=ir.DataType.INT32, shape=[batch, keys])
+
+
+def keep_flags(g: Builder, site: Site) -> ir.Value:
+    """The (B, T) or (1, T) boolean keep flags of a site whose mask is key padding alone."""
     fact = site.padding
     assert fact is not None and fact.value.shape is not None
     flags = fact.value
@@ -52,20 +64,15 @@ def key_padding(g: Builder, site: Site) -> ir.Value:
         flags = g.op("Cast", flags, to=ir.DataType.BOOL, dtype=ir.DataType.BOOL, shape=flags.shape)
     if fact.how == "zero":
         flags = g.op("Not", flags, dtype=ir.DataType.BOOL, shape=flags.shape)
-    flags = g.op("Cast", flags, to=ir.DataType.INT32, dtype=ir.DataType.INT32, shape=flags.shape)
-    query, key = site.node.query, site.node.key
-    batch, keys = query.shape[0], key.shape[2]  # type: ignore[index]
-    rows = 1 if fact.batch_axis is None else fact.value.shape[fact.batch_axis]
-    if (fact.batch_axis, fact.key_axis, len(fact.value.shape)) != (0, 1, 2):
-        if fact.batch_axis is not None and fact.batch_axis > fact.key_axis:
-            raise Declined("mask-layout", "the key axis of the padding flags stands before the batch", at=fact.value)
-        lead = g.const(np.array([-1], np.int64))
-        flat = g.op("Concat", lead, length(g, key, 2), axis=0, dtype=ir.DataType.INT64, shape=[2])
-        flags = g.op("Reshape", flags, flat, dtype=ir.DataType.INT32, shape=[rows, keys])
-    if same_dim(rows, batch):
+    if (fact.batch_axis, fact.key_axis, len(fact.value.shape)) == (0, 1, 2):
         return flags
-    full = g.op("Concat", length(g, query, 0), length(g, key, 2), axis=0, dtype=ir.DataType.INT64, shape=[2])
-    return g.op("Expand", flags, full, dtype=ir.DataType.INT32, shape=[batch, keys])
+    if fact.batch_axis is not None and fact.batch_axis > fact.key_axis:
+        raise Declined("mask-layout", "the key axis of the padding flags stands before the batch", at=fact.value)
+    rows = 1 if fact.batch_axis is None else fact.value.shape[fact.batch_axis]
+    keys = site.node.key.shape[2]  # type: ignore[index]
+    lead = g.const(np.array([-1], np.int64))
+    flat = g.op("Concat", lead, length(g, site.node.key, 2), axis=0, dtype=ir.DataType.INT64, shape=[2])
+    return g.op("Reshape", flags, flat, dtype=ir.DataType.BOOL, shape=[rows, keys])
 
 
 def additive_mask(g: Builder, site: Site, *, include_causal: bool = False) -> ir.Value | None:

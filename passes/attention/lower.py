@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ...runtime.report import Decline, PassRecord
 from ...runtime.report import Site as SiteRecord
+from ...runtime.target import Target
 from .. import canonical
 from ..capability import capability
 from ..engine import Engine
@@ -24,7 +25,7 @@ from .standard import Standard
 
 __all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"]
 
-#: The lowerings of each target, best first.
+#: The lowerings of each target, best first among those whose kernel is alike.
 LOWERINGS: Final[Mapping[str, Sequence[Rule]]] = {
     "cpu": (GroupQuery(), MultiHead(), OwnAttention(), Standard()),
     "cuda": (GroupQuery(), MultiHead(), Standard()),
@@ -78,16 +79,17 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
     except Declined as no:
         refusals.append(Decline(rule="ATT100", at=str(node.name), reason=no.reason, detail=no.detail))
     target = engine.context.target
-    for rule in LOWERINGS[target.name]:
+    for rule in _best_first(target, kinds):
         if refusals and refusals[0].rule == "ATT100":
             break
         if not engine.enabled(rule):
             refusals.append(Decline(rule=rule.code, at=str(node.name), reason="disabled", detail="switched off"))
             continue
-        seen = len(engine.journal.declines)
+        engine.refused = None
         applied = engine.attempt(rule, node)
         if applied is None:
-            refusals.extend(engine.journal.declines[seen:])
+            if engine.refused is not None:
+                refusals.append(engine.refused)
             continue
         made = next(n for n in applied.nodes if op_name(n) in rule.emits)
         row = capability(rule.emits[0], target.name, target.onnxruntime)
@@ -105,6 +107,16 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
             **common,
         )
     return _declined(node, refusals, common)
+
+
+def _best_first(target: Target, kinds: frozenset[str]) -> list[Rule]:
+    """The target's lowerings; those that would run a tiled kernel on such a site before those that would not."""
+
+    def naive(rule: Rule) -> bool:
+        row = capability(rule.emits[0], target.name, target.onnxruntime)
+        return row is None or row.kernel_for(kinds) == "naive"
+
+    return sorted(LOWERINGS[target.name], key=naive)
 
 
 def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]) -> SiteRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from ...custom_ops import DOMAIN, library_path
@@ -11,7 +12,7 @@ from ...custom_ops.flash_attention import NAME, Attributes, Signature, add_funct
 from ..graph import Builder
 from ..rule import Context, Declined, Replacement, Rule, Safety
 from .example_texts import attention_text
-from .inputs import fold_heads, split_heads
+from .inputs import fold_heads, keep_flags, split_heads
 from .site import Site, require, study
 
 __all__ = ["OWN", "OwnAttention", "add_bodies"]
@@ -81,8 +82,8 @@ class OwnAttention(Rule):
         covered = site.causal_is_all or site.window is not None
         return Facts(
             site,
-            with_mask=site.node.mask is not None and not covered,
-            with_bias=site.node.bias is not None and not covered,
+            with_mask=(site.node.mask is not None or site.padding is not None) and not covered,
+            with_bias=site.node.bias is not None and site.padding is None and not covered,
             window=site.window,
         )
 
@@ -100,7 +101,7 @@ class OwnAttention(Rule):
             softcap=node.softcap,
         )
         extra = [
-            node.mask if facts.with_mask else None,
+            _mask(g, site) if facts.with_mask else None,
             node.bias if facts.with_bias else None,
             node.sink,
         ]
@@ -115,10 +116,23 @@ class OwnAttention(Rule):
             shape=[batch, rows, site.heads * site.value_size],
             **asdict(attributes),
         )
-        assumptions = ("fully-masked-rows",) if site.masked and node.empty_rows == "as_written" else ()
+        # A padding bias of finite numbers is handed over as flags; only rows without any key tell the two apart.
+        as_flags = facts.with_mask and node.bias is not None and not facts.with_bias
+        guarded = node.empty_rows == "zero" and not as_flags
+        assumptions = ("fully-masked-rows",) if site.masked and not guarded else ()
         return Replacement(
             old=[node.output], new=[split_heads(g, output, node.output)], assumptions=assumptions, rows_of=node.node
         )
+
+
+def _mask(g: Builder, site: Site) -> ir.Value | None:
+    """The mask as the kernel reads it with least work: (B, 1, 1, T) flags where it is key padding alone."""
+    if site.padding is None:
+        return site.node.mask
+    flags = keep_flags(g, site)
+    assert flags.shape is not None
+    batch, keys = flags.shape
+    return g.op("Unsqueeze", flags, g.const(np.array([1, 2], np.int64)), dtype=flags.dtype, shape=[batch, 1, 1, keys])
 
 
 def add_bodies(model: ir.Model) -> None:

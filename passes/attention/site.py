@@ -53,11 +53,12 @@ class Site:
 
     def kinds(self) -> frozenset[str]:
         """The facts the capability table speaks of."""
+        said_by_causality = self.causal_is_all or self.window is not None
         found = {
             "causal": self.causal,
             "bidirectional": not self.causal,
-            "mask": self.node.mask is not None and not (self.causal_is_all or self.window),
-            "bias": self.node.bias is not None and not (self.causal_is_all or self.window or self.padding),
+            "mask": (self.node.mask is not None or self.padding is not None) and not said_by_causality,
+            "bias": self.node.bias is not None and self.padding is None and not said_by_causality,
             "softcap": bool(self.node.softcap),
             "sink": self.node.sink is not None,
             "unequal_value": self.value_size != self.head_size,

@@ -63,14 +63,14 @@ def _squeeze(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
     if axes is None:
         return None
     kept = [k for k in range(data.rank) if k not in axes]
-    mapping = dict.fromkeys(axes, ZERO) | {
-        source: Poly.atom(Axis(target)) for target, source in enumerate(kept)
-    }
+    mapping = dict.fromkeys(axes, ZERO) | {source: Poly.atom(Axis(target)) for target, source in enumerate(kept)}
     return data.at(mapping, [data.shape[k] for k in kept])
 
 
 def _expand(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
     data, target = inputs[0], elements(inputs[1])
+    declared = memo.declared(node.outputs[0])
+    target = declared if target is None else target
     if data is None or target is None:
         return None
     rank = max(data.rank, len(target))
@@ -81,7 +81,8 @@ def _expand(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
         mapping[axis] = ZERO if size == ONE else Poly.atom(Axis(axis + start))
         if size == ONE or memo.fits(size, shape[axis + start]):
             continue
-        if shape[axis + start] != ONE:
+        known = declared is not None and len(declared) == rank and memo.fits(size, declared[axis + start])
+        if shape[axis + start] != ONE and not known:
             return None
         shape[axis + start] = size
     return data.at(mapping, shape)
@@ -199,12 +200,7 @@ def _gather_nd(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
 
 def _concat(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
     parts = [t for t in inputs if t is not None]
-    if (
-        len(parts) != len(inputs)
-        or not parts
-        or len({(t.kind, t.rank) for t in parts}) != 1
-        or not parts[0].rank
-    ):
+    if len(parts) != len(inputs) or not parts or len({(t.kind, t.rank) for t in parts}) != 1 or not parts[0].rank:
         return None
     axis = attribute(node, "axis", 0) % parts[0].rank
     starts = [ZERO]

@@ -14,11 +14,12 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from deployml import custom_ops
 from deployml.passes import canonical
 from deployml.passes.cleanup import infer_shapes
+from deployml.passes.draw import bind, random_feeds
 from deployml.passes.engine import Engine
 from deployml.passes.evaluate import Evaluator, in_double
 from deployml.passes.graph import census
 from deployml.passes.journal import Journal
-from deployml.passes.proof import Prover, random_feeds
+from deployml.passes.proof import Prover
 from deployml.passes.registry import RULES
 from deployml.passes.rule import Context, Example, Rule, Safety
 from deployml.runtime.target import Target
@@ -142,7 +143,7 @@ def test_the_result_computes_the_same(rule: Rule, example: Example, sizes: tuple
     feeds = dict(
         zip(
             [str(v.name) for v in inputs],
-            random_feeds(inputs, sizes, np.random.default_rng(7), 0).values(),
+            random_feeds(inputs, bind(inputs, sizes), np.random.default_rng(7), 0).values(),
             strict=True,
         )
     )

@@ -1,0 +1,169 @@
+"""ATT004: a softmax over keys that are not the last axis is turned so that they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph import Builder, attribute, dims, producer
+from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from .scores import leads_to_product
+
+__all__ = ["SoftmaxAxis"]
+
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The softmax and the order of axes that puts its own last."""
+
+    node: ir.Node
+    perm: tuple[int, ...]
+
+
+class SoftmaxAxis(Rule):
+    """Attention weights normalised over an axis that is not the last.
+
+    ## What it finds
+    Softmax whose input is a product of two computed tensors, turned by a Transpose, over element-wise
+    operators: einsum code that keeps heads last or keys before queries.
+
+    ## Why
+    Recognition reads scores as (..., queries, keys). Turning them costs nothing: the transposes meet those of
+    the products and vanish.
+
+    ## Before -> After
+    ``Softmax(axis=2)(f(Transpose(s)))`` -> ``Transpose(Softmax(axis=-1)(f'(Transpose'(s))))``
+
+    ## When it declines
+    ``unknown-rank`` when the rank of a tensor on the way is not known.
+
+    ## Numerics
+    ROUNDING (the sum runs over the same numbers).
+
+    ## References
+    ONNX operators, Softmax-13.
+    """
+
+    code = "ATT004"
+    name = "softmax-axis"
+    safety = Safety.ROUNDING
+    anchors = frozenset({"Softmax"})
+    emits = ("Softmax",)
+
+    def examine(self, node: ir.Node, context: Context) -> Facts:
+        shape = dims(node.outputs[0])
+        source = node.inputs[0]
+        assert source is not None
+        transpose = _turned_product(source)
+        if transpose is None and not leads_to_product(source):
+            raise Declined("no-match", "no attention scores")
+        if shape is None or len(shape) < 3:
+            raise Declined("unknown-rank", "the rank of the scores is not known or below 3", at=node)
+        rank = len(shape)
+        axis = attribute(node, "axis", -1) % rank
+        turned = list(attribute(transpose, "perm", ())) if transpose is not None else list(range(rank))
+        back = tuple(int(i) for i in np.argsort(turned))
+        perm = back if back[-1] == axis else (*(i for i in range(rank) if i != axis), axis)
+        if perm == tuple(range(rank)):
+            raise Declined("no-match", "queries and keys are the last axes already")
+        return Facts(node, perm)
+
+    def build(self, facts: Facts, g: Builder) -> Replacement:
+        source, old = facts.node.inputs[0], facts.node.outputs[0]
+        assert source is not None
+        turned = _turned(g, source, facts.perm, 16)
+        soft = g.op("Softmax", turned, axis=-1, dtype=old.dtype, shape=turned.shape)
+        back = tuple(int(i) for i in np.argsort(facts.perm))
+        return Replacement(old=[old], new=[g.op("Transpose", soft, perm=list(back), dtype=old.dtype, shape=old.shape)])
+
+
+def _turned_product(value: ir.Value) -> ir.Node | None:
+    """The Transpose of a score product that a value comes from over element-wise operators, or None."""
+    for _ in range(16):
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "Transpose":
+            source = node.inputs[0]
+            return node if source is not None and leads_to_product(source) else None
+        if node.op_type not in _ELEMENTWISE:
+            return None
+        following = [v for v in (node.inputs[1:] if node.op_type == "Where" else node.inputs) if v is not None]
+        value = next((v for v in following if _reaches_transpose(v)), following[0])
+    return None
+
+
+def _reaches_transpose(value: ir.Value) -> bool:
+    for _ in range(16):
+        node = value.producer()
+        if node is None:
+            return False
+        if node.op_type == "Transpose":
+            return node.inputs[0] is not None and leads_to_product(node.inputs[0])
+        if node.op_type not in _ELEMENTWISE or node.inputs[0] is None:
+            return False
+        value = node.inputs[0] if node.op_type != "Where" else (node.inputs[2] or node.inputs[0])
+    return False
+
+
+def _turned(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> ir.Value:
+    """A value with its axes in another order, the transposition moved up as far as element-wise operators go."""
+    rank = len(perm)
+    shape = dims(value)
+    if shape is None:
+        raise Declined("unknown-rank", f"the rank of '{value.name}' is not known", at=value)
+    if not shape or all(d == 1 for d in shape):
+        return value
+    if len(shape) < rank:
+        axes = g.const(np.arange(rank - len(shape), dtype=np.int64))
+        wide = [1] * (rank - len(shape)) + list(value.shape or ())
+        value = g.op("Unsqueeze", value, axes, dtype=value.dtype, shape=wide)
+        return _moved(g, value, perm)
+    node = producer(value, *_ELEMENTWISE) if depth else None
+    if node is not None and all(v is not None for v in node.inputs):
+        inputs = [_turned(g, v, perm, depth - 1) for v in node.inputs if v is not None]
+        result = [list(value.shape or ())[i] for i in perm]
+        given = {a.name: a.value for a in node.attributes.values()}
+        return g.op(node.op_type, *inputs, dtype=value.dtype, shape=result, **given)
+    above = producer(value, "Transpose")
+    if above is not None and above.inputs[0] is not None:
+        first = list(attribute(above, "perm", range(rank - 1, -1, -1)))
+        return _moved(g, above.inputs[0], tuple(first[i] for i in perm))
+    return _moved(g, value, perm)
+
+
+def _moved(g: Builder, value: ir.Value, perm: tuple[int, ...]) -> ir.Value:
+    if perm == tuple(range(len(perm))):
+        return value
+    shape = [list(value.shape or ())[i] for i in perm]
+    return g.op("Transpose", value, perm=list(perm), dtype=value.dtype, shape=shape)
+
+
+def _text(body: str, inputs: str = "float[B,S,4,16] q, float[B,T,4,16] k") -> str:
+    return f"""<ir_version: 10, opset_import: ["" : 20]>
+g ({inputs}) => (float[B,S,T,4] y)
+<float scale = {{0.25}}, float[B,4,S,16] qt, float[B,4,16,T] kt, float[B,4,S,T] s, float[B,S,T,4] turned> {{
+{body}
+}}"""
+
+
+_SCORES = """  qt = Transpose <perm = [0, 2, 1, 3]> (q)
+  kt = Transpose <perm = [0, 2, 3, 1]> (k)
+  s = MatMul (qt, kt)
+  turned = Transpose <perm = [0, 2, 3, 1]> (s)
+"""
+SoftmaxAxis.examples = (
+    Example(text=_text(_SCORES + "  y = Softmax <axis = 2> (turned)"), fires=1, emits={"Softmax": 1}),
+    Example(
+        text=_text(_SCORES + "  x = Mul (turned, scale)\n  y = Softmax <axis = 2> (x)"), fires=1, emits={"Softmax": 1}
+    ),
+    Example(text=_text(_SCORES + "  y = Softmax <axis = -1> (turned)"), because="no-match"),
+    Example(
+        text=_text("  y = Softmax <axis = 2> (x)", "float[B,S,T,4] x"),
+        because="no-match",
+    ),
+)

@@ -1,0 +1,148 @@
+"""Random inputs for proofs: sizes for symbolic dimensions, numbers, flags and padding patterns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from . import canonical
+from .graph import constant
+from .symbols import free_names, size_of
+
+__all__ = ["SIZES", "bind", "plans", "random_feeds"]
+
+#: Sizes given to symbols in order of appearance: odd, prime, unequal; every place gets a large and a small one.
+SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
+
+#: Integers between these two in a sub-graph may be windows, blocks or bucket counts: sizes must exceed them once.
+_SHORT: Final = 3
+_LONG: Final = 512
+
+
+def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Iterable[ir.Value]) -> list[dict[str, int]]:
+    """Sizes by symbol for each case of a proof.
+
+    Args:
+        values: The free inputs.
+        nodes: Nodes of both forms: a canonical attention ties the axes of its mask to those of its operands.
+        constants: Constants of both forms; the largest small integer among them decides one more, longer case.
+    """
+    tied = _tied(nodes)
+    cases = [_apply(tied, bind(values, sizes)) for sizes in SIZES]
+    longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
+    if longest:
+        cases.append(_apply(tied, _long(values, longest + 3)))
+    return cases
+
+
+def bind(values: Sequence[ir.Value], sizes: Sequence[int]) -> dict[str, int]:
+    """Sizes for the symbols of some values, in order of appearance."""
+    return dict(zip(_symbols(values), itertools.cycle(sizes), strict=False))
+
+
+def _symbols(values: Sequence[ir.Value]) -> list[str]:
+    found: dict[str, None] = {}
+    for value in values:
+        for dim in value.shape or ():
+            if not isinstance(dim, int):
+                found.update(dict.fromkeys(free_names(dim)))
+    return list(found)
+
+
+def _long(values: Sequence[ir.Value], size: int) -> dict[str, int]:
+    """Symbols that only ever lead a shape (batches) get 1, all others ``size``."""
+    inner: set[str] = set()
+    for value in values:
+        dims = list(value.shape or ())
+        for dim in dims if len(dims) < 2 else dims[1:]:
+            if not isinstance(dim, int):
+                inner.update(free_names(dim))
+    return {name: size if name in inner else 1 for name in _symbols(values)}
+
+
+def _integers(value: ir.Value) -> list[int]:
+    if value.dtype is None or not value.dtype.is_integer():
+        return []
+    array = constant(value, limit=1)
+    return [] if array is None or array.size != 1 else [abs(int(array.reshape(-1)[0]))]
+
+
+def _tied(nodes: Iterable[ir.Node]) -> dict[str, ir.SymbolicDim | int]:
+    """Names of mask axes that must equal the query or key length, and that length."""
+    tied: dict[str, ir.SymbolicDim | int] = {}
+    for node in nodes:
+        if not canonical.is_attention(node):
+            continue
+        site = canonical.read(node)
+        for value in (site.mask, site.bias):
+            shape = list(value.shape or ()) if value is not None else []
+            for dim, operand in zip(shape[-2:][::-1], (site.key, site.query), strict=False):
+                length = operand.shape[2] if operand.shape is not None and len(operand.shape) == 4 else None
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None and length not in (None, dim):
+                    tied[str(dim.value)] = length  # type: ignore[assignment]
+    return tied
+
+
+def _apply(tied: Mapping[str, ir.SymbolicDim | int], sizes: dict[str, int]) -> dict[str, int]:
+    for name, length in tied.items():
+        if isinstance(length, int):
+            sizes[name] = length
+        elif length.value is not None and all(n in sizes for n in free_names(length)):
+            sizes[name] = size_of(length, sizes)
+    return sizes
+
+
+def random_feeds(
+    values: Sequence[ir.Value], sizes: Mapping[str, int], rng: np.random.Generator, case: int
+) -> dict[str, np.ndarray]:
+    """Random arrays for values, under ``i0``, ``i1``, ...: normal floats, padding patterns, small integers."""
+    unknown = itertools.cycle(SIZES[case % len(SIZES)])
+    feeds = {}
+    for index, value in enumerate(values):
+        assert value.shape is not None and value.dtype is not None
+        shape = []
+        for dim in value.shape:
+            if isinstance(dim, int):
+                shape.append(dim)
+            else:
+                shape.append(max(size_of(dim, sizes), 0) if free_names(dim) else next(unknown))
+        feeds[f"i{index}"] = _random(value, tuple(shape), rng, case, max(sizes.values(), default=1))
+    return feeds
+
+
+def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, case: int, largest: int) -> np.ndarray:
+    assert value.dtype is not None
+    dtype = value.dtype.numpy()
+    if value.dtype.is_floating_point():
+        if value.is_graph_input() and case == 1:
+            return _padding(shape, rng, case).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+    if value.dtype == ir.DataType.BOOL or len(shape) >= 2:
+        return _padding(shape, rng, case).astype(dtype)
+    if case in (0, 3):  # lengths, offsets: one of each size there is
+        return rng.permutation(np.resize(np.arange(largest, -1, -1), int(np.prod(shape)))).reshape(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def _padding(shape: tuple[int, ...], rng: np.random.Generator, case: int) -> np.ndarray:
+    """0/1 rows along the last axis: full, right-padded, left-padded, with holes, empty, in turn."""
+    if not shape or 0 in shape:
+        return np.ones(shape, np.int64)
+    length = shape[-1]
+    rows = np.ones((int(np.prod(shape[:-1])), length), np.int64)
+    for index, row in enumerate(rows):
+        kind = (index + 2 * case + 1) % 5
+        pad = int(rng.integers(0, length)) if length > 1 else 0
+        if kind == 1:
+            row[length - pad :] = 0
+        elif kind == 2:
+            row[:pad] = 0
+        elif kind == 3:
+            row[:] = rng.integers(0, 2, length)
+        elif kind == 4:
+            row[:] = 0
+    return rows.reshape(shape)

@@ -279,11 +279,14 @@ def check(
     trust_pickle: TrustPickle = False,
     allow_globals: AllowGlobal = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the timing.")] = 10.0,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
+    github: Annotated[bool, typer.Option("--github", help="Annotate the GitHub job and write its summary.")] = False,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
     """Hold a model against its lock and explain every difference."""
     from .exporter.check import check as run
+    from .runtime.integrations.ci import tell
 
     found = run(
         model,
@@ -300,6 +303,7 @@ def check(
         seconds=seconds,
         progress=not json,
     )
+    tell(found, junit=junit, github=github)
     _show(found, json)
     raise typer.Exit(_EXIT[found.verdict])
 

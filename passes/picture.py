@@ -21,11 +21,26 @@ _HOPS: Final = 3
 _HEADS: Final = ("num_heads", "q_num_heads")
 _KV_HEADS: Final = ("kv_num_heads",)
 _SHAPE_OPS: Final = frozenset(
-    {"Add", "Cast", "Concat", "Div", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze", "Reshape", "Identity"}
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Div",
+        "Gather",
+        "Mul",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+        "Reshape",
+        "Identity",
+    }
 )
 
 
-def before_and_after(before: ir.Model, after: ir.Model, sites: Sequence[Site]) -> tuple[Picture | None, Picture | None]:
+def before_and_after(
+    before: ir.Model, after: ir.Model, sites: Sequence[Site]
+) -> tuple[Picture | None, Picture | None]:
     """Pictures of the module of a typical site in both graphs.
 
     The site is the first of the largest group of fused sites; without any, of the declined ones. Nodes belong
@@ -44,9 +59,11 @@ def before_and_after(before: ir.Model, after: ir.Model, sites: Sequence[Site]) -
     centre = None if site is None else next((n for n in after.graph if n.name == site.name), None)
     if site is None or centre is None:
         return None, None
-    new = _of_module(after.graph, site.module_path) or _around(centre)
+    new = _with_nameless(after.graph, _of_module(after.graph, site.module_path)) or _around(centre)
     old = _of_module(before.graph, site.module_path) or _between(before.graph, new)
-    if not any(n is centre for n in new):  # the node was moved out of its module, by sharing work between layers
+    if not any(
+        n is centre for n in new
+    ):  # the node was moved out of its module, by sharing work between layers
         new = _around(centre)
     kept = {n.name for n in new}
     pictures = (
@@ -75,12 +92,29 @@ def _of_module(graph: ir.Graph, path: str | None) -> list[ir.Node]:
     return found
 
 
+def _with_nameless(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Add the nodes next to a module that no module claims: a simplifier made them, of nodes that had names."""
+    plumbing, found = _plumbing(graph), dict.fromkeys(nodes)
+    work = list(nodes)
+    while work and len(found) < len(nodes) + _MOST // 2:
+        node = work.pop()
+        near = [n for n in (*_producers(node), *_consumers(node)) if not n.metadata_props.get(_MODULE)]
+        fresh = [n for n in dict.fromkeys(near) if n not in found and n not in plumbing]
+        found |= dict.fromkeys(fresh)
+        work += fresh
+    return [n for n in graph if n in found]
+
+
 def _plumbing(graph: ir.Graph) -> set[ir.Node]:
     """Constants and nodes that compute nothing but shapes: they would hide what happens to the tensors."""
     found: set[ir.Node] = set()
     for node in graph:
         read = [p for p in _producers(node) if p.op_type != "Constant"]
-        fed = bool(read) and all(p in found for p in read) and not any(v.is_graph_input() for v in node.inputs if v)
+        fed = (
+            bool(read)
+            and all(p in found for p in read)
+            and not any(v.is_graph_input() for v in node.inputs if v)
+        )
         if node.op_type in ("Constant", "Shape", "Size") or (fed and node.op_type in _SHAPE_OPS):
             found.add(node)
     return found
@@ -102,9 +136,15 @@ def _between(graph: ir.Graph, others: Sequence[ir.Node]) -> list[ir.Node]:
     """The part of ``graph`` that lies between the values at the border of ``others``, found by their names."""
     made = {o.name for n in others for o in n.outputs}
     entering = {v.name for n in others for v in n.inputs if v is not None} - made
-    leaving = {o.name for n in others for o in n.outputs if any(not _holds(others, c) for c in _readers(o))}
+    ends = [
+        o
+        for n in others
+        for o in n.outputs
+        if o.is_graph_output() or any(not _holds(others, c) for c in _readers(o))
+    ]
+    leaving = {o.name for o in ends if o.name}
     by_name = {o.name: n for n in graph for o in n.outputs}
-    work = [by_name[name] for name in sorted(filter(None, leaving)) if name in by_name]
+    work = [by_name[name] for name in sorted(leaving) if name in by_name]
     found: dict[ir.Node, None] = {}
     plumbing = _plumbing(graph)
     while work and len(found) <= 4 * _MOST:
@@ -112,7 +152,9 @@ def _between(graph: ir.Graph, others: Sequence[ir.Node]) -> list[ir.Node]:
         if node in found or node in plumbing:
             continue
         found[node] = None
-        work += [p for v in node.inputs if v is not None and v.name not in entering for p in [v.producer()] if p]
+        work += [
+            p for v in node.inputs if v is not None and v.name not in entering for p in [v.producer()] if p
+        ]
     return [n for n in graph if n in found]
 
 
@@ -139,11 +181,15 @@ def _picture(
             source = value.producer()
             if source in plumbing:
                 continue
-            first = place[source] if source in place else at_border(f"in {value.name}", _outside(value, source))
+            first = (
+                place[source] if source in place else at_border(f"in {value.name}", _outside(value, source))
+            )
             edges[first, place[node]] = None
         for value in node.outputs:
             outside = [c for c in _readers(value) if c not in place]
-            inside = len(outside) < len(_readers(value))  # what is shared with other layers is drawn once, here
+            inside = len(outside) < len(
+                _readers(value)
+            )  # what is shared with other layers is drawn once, here
             if (outside and not inside) or value.is_graph_output():
                 edges[place[node], at_border(f"out {value.name}", _reader_box(value, outside))] = None
     return Picture(title=title, nodes=tuple(boxes), edges=tuple(edges), left_out=len(nodes) - len(shown))

@@ -68,7 +68,7 @@ def dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress)
         versions=installed(),
         sites=fused.sites,
         rewrites=tuple(fused.journal.rewrites),
-        declines=tuple(fused.journal.declines),
+        declines=tuple(fused.journal.worth_telling()),
         passes=tuple(fused.journal.passes),
         census_before=fused.census_before,
         census_after=fused.census_after,

@@ -69,7 +69,7 @@ def make_report(
         versions=installed(),
         sites=fused.sites,
         rewrites=tuple(journal.rewrites),
-        declines=tuple(journal.declines),
+        declines=tuple(journal.worth_telling()),
         passes=tuple(journal.passes),
         census_before=fused.census_before,
         census_after=fused.census_after,

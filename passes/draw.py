@@ -97,9 +97,17 @@ def _apply(tied: Mapping[str, ir.SymbolicDim | int], sizes: dict[str, int]) -> d
 
 
 def random_feeds(
-    values: Sequence[ir.Value], sizes: Mapping[str, int], rng: np.random.Generator, case: int
+    values: Sequence[ir.Value],
+    sizes: Mapping[str, int],
+    rng: np.random.Generator,
+    case: int,
+    forbidding: Sequence[ir.Value] = (),
 ) -> dict[str, np.ndarray]:
-    """Random arrays for values, under ``i0``, ``i1``, ...: normal floats, padding patterns, small integers."""
+    """Random arrays for values, under ``i0``, ``i1``, ...: normal floats, padding patterns, small integers.
+
+    Floats among ``forbidding`` get minus infinity (the lowest number, in every other case) in padding patterns.
+    """
+    masks = {id(v) for v in forbidding}
     unknown = itertools.cycle(SIZES[case % len(SIZES)])
     feeds = {}
     for index, value in enumerate(values):
@@ -110,7 +118,11 @@ def random_feeds(
                 shape.append(dim)
             else:
                 shape.append(max(size_of(dim, sizes), 0) if free_names(dim) else next(unknown))
-        feeds[f"i{index}"] = _random(value, tuple(shape), rng, case, max(sizes.values(), default=1))
+        drawn = _random(value, tuple(shape), rng, case, max(sizes.values(), default=1))
+        if id(value) in masks:
+            low = np.finfo(drawn.dtype).min if case % 2 else -np.inf
+            drawn = np.where(_padding(drawn.shape, rng, case) > 0, drawn, drawn.dtype.type(low))
+        feeds[f"i{index}"] = drawn
     return feeds
 
 

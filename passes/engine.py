@@ -16,8 +16,6 @@ from .rule import Context, Declined, Replacement, Rule
 
 __all__ = ["Applied", "Engine"]
 
-#: Codes of rules whose refusals tell a user nothing: a transpose that stays.
-_QUIET = ("LAY",)
 #: Rounds of a rule set over the graph before it counts as not settling.
 ROUNDS = 12
 
@@ -136,7 +134,7 @@ class Engine:
 
     def _decline(self, rule: Rule, node: ir.Node, no: Declined) -> None:
         at = node.name or op_name(node)
-        if no.reason == "no-match" or rule.code.startswith(_QUIET):
+        if no.reason == "no-match":
             return
         self._journal(Decline(rule=rule.code, at=at, reason=no.reason, detail=no.detail))
 

@@ -30,6 +30,10 @@ class Journal:
     notes: list[str] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
 
+    def worth_telling(self) -> list[Decline]:
+        """The refusals a user may want to read: of layout rules (a transpose that stays) only rolled-back ones."""
+        return [d for d in self.declines if d.rolled_back or not d.rule.startswith("LAY")]
+
     def assumptions(self) -> tuple[str, ...]:
         """Names of all assumptions that applied rewrites rest on, sorted."""
         named = {a for r in self.rewrites for a in r.assumptions} | {a for s in self.sites for a in s.assumptions}

@@ -98,7 +98,8 @@ class Prover:
         }
         old_model, old_key = to_model(before, **arguments)
         new_model, new_key = to_model(after, **arguments)
-        key = f"{old_key}{new_key}{safety}{replacement.assumptions}{_shape_key(free)}"
+        forbidding = [i for i, v in enumerate(free) if any(v is f for f in replacement.forbidding)]
+        key = f"{old_key}{new_key}{safety}{replacement.assumptions}{_shape_key(free)}{forbidding}"
         if key in self._known:
             known = self._known[key]
             return Proof(
@@ -129,7 +130,7 @@ class Prover:
         count = len(replacement.old)
         for number, sizes in enumerate(cases):
             rng = np.random.default_rng([self._seed, number, zlib.crc32(str(len(free)).encode())])
-            feeds = random_feeds(free, sizes, rng, number)
+            feeds = random_feeds(free, sizes, rng, number, replacement.forbidding)
             exact: Sequence[np.ndarray] | None = None
             try:
                 old = old_run(feeds)

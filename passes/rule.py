@@ -78,12 +78,14 @@ class Replacement:
         new: The values that replace them, in the same order.
         assumptions: Names from :data:`ASSUMPTIONS` under which the two are equal.
         rows_of: A canonical attention node whose empty rows the assumption speaks of.
+        forbidding: Floats that may hold minus infinity or the lowest number: the proof draws such ones too.
     """
 
     old: Sequence[ir.Value]
     new: Sequence[ir.Value]
     assumptions: tuple[str, ...] = ()
     rows_of: ir.Node | None = None
+    forbidding: tuple[ir.Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

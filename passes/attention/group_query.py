@@ -110,7 +110,11 @@ class GroupQuery(Rule):
         )
         assumptions = ("fully-masked-rows",) if facts.with_bias else ()
         return Replacement(
-            old=[node.output], new=[split_heads(g, output, node.output)], assumptions=assumptions, rows_of=node.node
+            old=[node.output],
+            new=[split_heads(g, output, node.output)],
+            assumptions=assumptions,
+            rows_of=node.node,
+            forbidding=site.forbidding,
         )
 
 

@@ -75,11 +75,12 @@ def keep_flags(g: Builder, site: Site) -> ir.Value:
     return g.op("Reshape", flags, flat, dtype=ir.DataType.BOOL, shape=[rows, keys])
 
 
-def additive_mask(g: Builder, site: Site, *, include_causal: bool = False) -> ir.Value | None:
+def additive_mask(g: Builder, site: Site, *, include_causal: bool = False, clamp: bool = False) -> ir.Value | None:
     """Mask and bias of a site as one float (1|B, 1|N, S, T) tensor, None when there is neither.
 
     Forbidden places hold the lowest finite number: every kernel of onnxruntime takes it for "no key", and a row
-    of nothing but forbidden keys stays finite.
+    of nothing but forbidden keys stays finite. ``clamp`` raises minus infinities of the bias to it, for kernels
+    that make NaN of a row of them; NaN would spread to good rows through the keys of the next layer.
     """
     node = site.node
     dtype = node.query.dtype or ir.DataType.FLOAT
@@ -96,6 +97,8 @@ def additive_mask(g: Builder, site: Site, *, include_causal: bool = False) -> ir
         bias = g.op("Where", keep, base, lowest, dtype=dtype, shape=broadcast(keep, base))
     if bias is None:
         return None
+    if clamp and site.infinite:
+        bias = g.op("Max", bias, lowest, dtype=dtype, shape=bias.shape)
     return _full_rows(g, bias, site)
 
 

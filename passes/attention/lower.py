@@ -106,6 +106,9 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
             assumptions=record.assumptions,
             **common,
         )
+    if not refusals:
+        detail = "no lowering of this target took the site, and none said why"
+        refusals.append(Decline(rule="ATT100", at=str(node.name), reason="not-lowered", detail=detail))
     return _declined(node, refusals, common)
 
 

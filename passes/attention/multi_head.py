@@ -103,6 +103,7 @@ class MultiHead(Rule):
             new=[split_heads(g, output, node.output)],
             assumptions=("fully-masked-rows",) if masked else (),
             rows_of=node.node,
+            forbidding=site.forbidding,
         )
 
 
@@ -112,7 +113,7 @@ def _bias(g: Builder, facts: Facts) -> ir.Value | None:
     site = facts.site
     if facts.padding or site.causal_is_all:  # what the mask says stands elsewhere
         site = replace(site, node=replace(site.node, mask=None, bias=None))
-    return additive_mask(g, site, include_causal=not facts.unidirectional)
+    return additive_mask(g, site, include_causal=not facts.unidirectional, clamp=True)
 
 
 def _lowest(value: ir.Value) -> float:

@@ -121,7 +121,11 @@ class OwnAttention(Rule):
         guarded = node.empty_rows == "zero" and not as_flags
         assumptions = ("fully-masked-rows",) if site.masked and not guarded else ()
         return Replacement(
-            old=[node.output], new=[split_heads(g, output, node.output)], assumptions=assumptions, rows_of=node.node
+            old=[node.output],
+            new=[split_heads(g, output, node.output)],
+            assumptions=assumptions,
+            rows_of=node.node,
+            forbidding=site.forbidding,
         )
 
 

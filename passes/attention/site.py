@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from .. import canonical, masks
 from ..canonical import AttentionNode
 from ..capability import Capability, capability
-from ..graph import dims
+from ..graph import constant, dims
 from ..rule import Context, Declined
 from ..symbols import dim_text, same_dim
 
@@ -51,6 +52,20 @@ class Site:
         """Whether the node has a mask or a bias."""
         return self.node.mask is not None or self.node.bias is not None
 
+    @property
+    def forbidding(self) -> tuple[ir.Value, ...]:
+        """The bias, when it may forbid keys by minus infinity or a very low number; facts that say it cannot count."""
+        facts, bias = self.bias_facts, self.node.bias
+        if bias is None or (facts is not None and not facts.residual and _is_plain_bias(facts)):
+            return ()
+        return (bias,)
+
+    @property
+    def infinite(self) -> bool:
+        """Whether the bias may hold minus infinity."""
+        finite = self.bias_facts is not None and self.bias_facts.fill not in (None, float("-inf"))
+        return bool(self.forbidding) and not finite
+
     def kinds(self) -> frozenset[str]:
         """The facts the capability table speaks of."""
         said_by_causality = self.causal_is_all or self.window is not None
@@ -66,6 +81,33 @@ class Site:
             "float16": self.node.query.dtype == ir.DataType.FLOAT16,
         }
         return frozenset(k for k, v in found.items() if v)
+
+
+def _is_plain_bias(facts: masks.MaskFacts) -> bool:
+    """Whether an additive mask is computed numbers alone: no conjunct, and no input of the graph among its addends."""
+    masked = any(not isinstance(c, masks.Always) for c in facts.conjuncts)
+    return not masked and all(v.producer() is not None and _learned(v) for v in facts.additive)
+
+
+def _learned(value: ir.Value, limit: int = 12) -> bool:
+    """Whether a bias is looked up in a constant table or multiplied by finite constants: it holds no infinity."""
+    for _ in range(limit):
+        node = value.producer()
+        if node is None:
+            return value.const_value is not None and not value.is_graph_input() and _finite(value)
+        if node.op_type not in ("Gather", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Identity", "Mul"):
+            return False
+        inputs = [v for v in node.inputs[:1] if v is not None]
+        if node.op_type == "Mul":
+            constants = [v for v in node.inputs if v is not None and v.producer() is None and _finite(v)]
+            return bool(constants)
+        value = inputs[0]
+    return False
+
+
+def _finite(value: ir.Value) -> bool:
+    array = constant(value)
+    return array is None or bool(np.all(np.isfinite(array.astype(np.float64)) & (np.abs(array) < 1e9)))
 
 
 def study(node: ir.Node) -> Site:

@@ -95,6 +95,7 @@ class Standard(Rule):
             new=[split_heads(g, output, node.output)],
             assumptions=("fully-masked-rows",) if mask is not None else (),
             rows_of=node.node,
+            forbidding=site.forbidding,
         )
 
 

@@ -78,14 +78,15 @@ def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
         return
     symbols = "|".join(re.escape(symbol) for symbol in sorted(names, key=len, reverse=True))
     pattern = re.compile(rf"(?<!\w)({symbols})(?!\w)")
-    renamed: dict[str, str] = {}
+    known: dict[str, int | str] = {}
     taken = set(names.values())
 
-    def rename(text: str) -> str:
-        if text not in renamed:
+    def rename(text: str) -> int | str:
+        if text not in known:
             written = names.get(text) or pattern.sub(lambda match: names[match[1]], text)
-            renamed[text] = written if _readable(written) else _fresh("size", taken)
-        return renamed[text]
+            simplest = _simplest(written)
+            known[text] = _fresh("size", taken) if simplest is None else simplest
+        return known[text]
 
     values = _named_values(model)
     for function in model.functions.values():
@@ -96,13 +97,17 @@ def name_axes(model: ir.Model, names: Mapping[str, str]) -> None:
             value.shape = ir.Shape([_dim(dim, rename) for dim in value.shape])
 
 
-def _readable(text: str) -> bool:
-    """Whether the graph's IR can compute with an expression; torch writes some in functions of its own."""
+def _simplest(text: str) -> int | str | None:
+    """The shortest way to write an expression, a number if it is one; None when onnx_ir cannot read it.
+
+    "4*batch//batch" is 4: what reads the graph compares dimensions as they are written.
+    """
+    dim = ir.SymbolicDim(text)
     try:
-        ir.SymbolicDim(text).free_symbols()
+        plain = dim.simplify()
     except ValueError:
-        return False
-    return True
+        return None
+    return int(plain.evaluate({})) if not plain.free_symbols() else str(plain.value)
 
 
 def _dim(dim: int | ir.SymbolicDim, rename: Callable[[str], str]) -> int | str | None:

@@ -218,7 +218,7 @@ class Audio:
     @property
     def axes(self) -> Mapping[str, Mapping[int, str]]:
         names = ["input_values", *(["attention_mask"] if self.mask else [])]
-        return dict.fromkeys(names, {0: "batch", 1: "samples"})
+        return {name: {0: "batch", 1: "samples"} for name in names}
 
     def sample(self, case: Case, generator: torch.Generator) -> Sample:
         length = case.length * self.hop + 20
@@ -293,4 +293,5 @@ class Hidden:
         if self.padding:
             mask = padding_mask(Case(case.batch, length, case.padding), generator)
             kwargs[self.padding] = mask == 0 if self.drops else mask
+            return Sample({**kwargs, **self.constants}, (mask.bool(),))
         return Sample({**kwargs, **self.constants})

@@ -100,7 +100,7 @@ class _Flattened:
 
     @property
     def axes(self) -> Mapping[str, Mapping[int, str]]:
-        return dict.fromkeys(("x", "positions"), {0: "batch", 1: "sequence"})
+        return {name: {0: "batch", 1: "sequence"} for name in ("x", "positions")}
 
     def sample(self, case: Case, generator: torch.Generator) -> Sample:
         size = (case.batch, case.length, 64)

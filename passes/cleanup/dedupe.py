@@ -14,12 +14,18 @@ _TRAINING_OUTPUTS: Final = frozenset({"SkipLayerNormalization", "SkipSimplifiedL
 
 
 class _Identities(common.IdentityEliminationPass):
-    """onnx_ir's pass, less a fault of its own: a branch that hands on a value of the graph around it needs its node."""
+    """onnx_ir's pass, less two faults of its own.
+
+    A branch that hands on a value of the graph around it needs its node, and so does one value that is an output
+    under two names.
+    """
 
     def _try_eliminate_identity_node(self, node: ir.Node) -> bool:
         value = node.inputs[0] if node.inputs else None
         source = None if value is None else value.producer()
         if node.outputs[0].is_graph_output() and (source is None or source.graph is not node.graph):
+            return False
+        if node.outputs[0].is_graph_output() and value is not None and value.is_graph_output():
             return False
         return super()._try_eliminate_identity_node(node)
 

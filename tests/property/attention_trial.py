@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import linecache
-import warnings
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from deployml.runtime.target import Target
 
 from .attention_source import INPUTS, PRELUDE, module_source
 from .attention_spec import WIDTH, AttentionSpec
+
+torch.set_num_threads(1)
 
 __all__ = ["TARGETS", "Found", "Trial", "shared_proofs", "trial"]
 
@@ -176,21 +178,39 @@ def _translated(module: torch.nn.Module, opset: int, exporter: str) -> ir.Model:
 
 
 def _traced(module: torch.nn.Module, opset: int) -> ir.Model:
-    """The graph of torch's older exporter: a file from elsewhere, attention in plain operators."""
-    example, file = inputs((3, 7, 5), 0), io.BytesIO()
-    axes = {k: {n: a for n, a in enumerate(v) if a} for k, v in _AXES.items()}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    """The graph of torch's older exporter: a file from elsewhere, attention in plain operators.
+
+    It is made in a child process: that exporter crashes on some modules.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "traced.onnx")
+        child = os.fork()
+        if child == 0:
+            os._exit(_write_traced(module, opset, path))
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise RuntimeError(f"torch's older exporter ended with status {status}")
+        return ir.from_proto(onnx.load(path))
+
+
+def _write_traced(module: torch.nn.Module, opset: int, path: Path) -> int:
+    """Export, as the only thing a process does. Returns its exit code."""
+    for stream in (1, 2):  # the exporter prints whole graphs before it raises
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    try:
+        example = inputs((3, 7, 5), 0)
         torch.onnx.export(
             module,
             tuple(example[n] for n in INPUTS),
-            file,
+            path,
             dynamo=False,
             opset_version=opset,
             input_names=list(INPUTS),
-            dynamic_axes=axes,
+            dynamic_axes={k: {n: a for n, a in enumerate(v) if a} for k, v in _AXES.items()},
         )
-    return ir.from_proto(onnx.load_model_from_string(file.getvalue()))
+    except Exception:
+        return 1
+    return 0
 
 
 def _captured(module: torch.nn.Module, opset: int) -> ir.Model:

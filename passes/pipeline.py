@@ -15,7 +15,7 @@ from .. import custom_ops
 from ..runtime.report import PassRecord
 from ..runtime.target import Target
 from . import activations, attention, canonical, layout, norms, rotary
-from .cleanup import deduplicate, fold, infer_shapes, simplify
+from .cleanup import deduplicate, fold, infer_shapes, pack_weights, simplify
 from .engine import Engine
 from .evaluate import Evaluator
 from .journal import Journal
@@ -102,6 +102,7 @@ def run(
         engine.run("attention-bias", attention.REFINE)
         engine.run("layout", layout.RULES)
     with hook("clean up"):
+        whole.timed("pack-weights", model, pack_weights)
         model = whole.fold(model)
         if options.simplify:
             model = whole.simplify(model)

@@ -9,6 +9,7 @@ from .group_query import GroupQuery
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
 from .own import OwnAttention
+from .packed import SeparateProjections
 from .present import present_attention, record_present
 from .recognise import SoftmaxAttention
 from .repeated import RepeatedHeads
@@ -41,4 +42,4 @@ RECOGNISE: tuple[Rule, ...] = (
 LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard(), OwnAttention())
 
 #: Rules that improve the lowered nodes.
-REFINE: tuple[Rule, ...] = (ProjectionBias(),)
+REFINE: tuple[Rule, ...] = (ProjectionBias(), SeparateProjections())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .dedupe import deduplicate
 from .fold import fold, fold_weight_transposes
 from .infer import infer_shapes
+from .pack import pack_weights
 from .simplify import simplify
 
-__all__ = ["deduplicate", "fold", "fold_weight_transposes", "infer_shapes", "simplify"]
+__all__ = ["deduplicate", "fold", "fold_weight_transposes", "infer_shapes", "pack_weights", "simplify"]

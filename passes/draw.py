@@ -4,44 +4,100 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 from . import canonical
-from .graph import constant
+from .graph import attribute, constant
 from .symbols import free_names, size_of
 
-__all__ = ["SIZES", "bind", "plans", "random_feeds"]
+__all__ = ["SIZES", "Plan", "bind", "dims_of", "enlarged", "plans", "random_feeds"]
 
 #: Sizes given to symbols in order of appearance: odd, prime, unequal; every place gets a large and a small one.
 SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
 
+#: Case numbers: one whose padding pattern is an empty row, for size 1, and one with lengths of every size.
+_EMPTY, _LENGTHS = 4, 3
+
 #: Integers between these two in a sub-graph may be windows, blocks or bucket counts: sizes must exceed them once.
 _SHORT: Final = 3
 _LONG: Final = 512
+#: No symbol is raised beyond this to keep what is computed from it from being empty.
+_LIMIT: Final = 1 << 14
 
 
-def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Iterable[ir.Value]) -> list[dict[str, int]]:
-    """Sizes by symbol for each case of a proof.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One case of a proof: sizes by symbol, and the number that picks its padding patterns."""
+
+    sizes: dict[str, int]
+    case: int
+
+
+def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Iterable[ir.Value]) -> list[Plan]:
+    """The cases of a proof.
 
     Args:
         values: The free inputs.
         nodes: Nodes of both forms: a canonical attention ties the axes of its mask to those of its operands.
         constants: Constants of both forms; the largest small integer among them decides one more, longer case.
     """
-    tied = _tied(nodes)
-    cases = [_apply(tied, bind(values, sizes)) for sizes in SIZES]
+    nodes = list(nodes)
+    tied, dims = _tied(nodes), [*dims_of(values), *dims_of(o for n in nodes for o in n.outputs)]
+    cases = [Plan(_apply(tied, bind(values, sizes)), number) for number, sizes in enumerate(SIZES)]
+    cases.append(Plan(_apply(tied, bind(values, SIZES[-1])), _EMPTY))
+    wider = [Plan(_apply(tied, enlarged(plan.sizes, dims)), plan.case) for plan in cases]
+    cases.extend(plan for plan in wider if plan not in cases)
     longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
     if longest:
-        cases.append(_apply(tied, _long(values, longest + 3)))
+        cases.append(Plan(_apply(tied, _long(values, longest + 3)), _LENGTHS))
     return cases
 
 
 def bind(values: Sequence[ir.Value], sizes: Sequence[int]) -> dict[str, int]:
     """Sizes for the symbols of some values, in order of appearance."""
     return dict(zip(_symbols(values), itertools.cycle(sizes), strict=False))
+
+
+def dims_of(values: Iterable[ir.Value]) -> list[ir.SymbolicDim]:
+    """The symbolic dimensions of some values, each once."""
+    found = {d.value: d for v in values for d in v.shape or () if isinstance(d, ir.SymbolicDim) and d.value is not None}
+    return list(found.values())
+
+
+def enlarged(sizes: Mapping[str, int], dims: Iterable[ir.SymbolicDim]) -> dict[str, int]:
+    """Sizes at which no dimension is empty or negative, as far as raising one symbol at a time gets there.
+
+    Convolutions shorten a sequence, so a small number of samples leaves no frame at all: such a symbol is raised
+    until what is computed from it has the size that was meant for the symbol.
+    """
+    raised = dict(sizes)
+    for dim in dims:
+        names = free_names(dim)
+        if len(names) != 1 or names[0] not in sizes or dim.value == names[0]:
+            continue
+        name, wanted = names[0], sizes[names[0]]
+        if size_of(dim, raised) >= 1:
+            continue
+        raised[name] = _raised(dim, name, wanted) or raised[name]
+    return raised
+
+
+def _raised(dim: ir.SymbolicDim, name: str, wanted: int) -> int | None:
+    """The smallest size of a symbol at which a dimension that grows with it reaches a size; None beyond a limit."""
+    high = wanted
+    while size_of(dim, {name: high}) < wanted:
+        high *= 2
+        if high > _LIMIT:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size_of(dim, {name: middle}) < wanted else (low, middle)
+    return high
 
 
 def _symbols(values: Sequence[ir.Value]) -> list[str]:
@@ -75,6 +131,8 @@ def _tied(nodes: Iterable[ir.Node]) -> dict[str, ir.SymbolicDim | int]:
     """Names of mask axes that must equal the query or key length, and that length."""
     tied: dict[str, ir.SymbolicDim | int] = {}
     for node in nodes:
+        if node.op_type == "Einsum" and node.domain == "":
+            tied |= _tied_letters(node)
         if not canonical.is_attention(node):
             continue
         site = canonical.read(node)
@@ -84,6 +142,20 @@ def _tied(nodes: Iterable[ir.Node]) -> dict[str, ir.SymbolicDim | int]:
                 length = operand.shape[2] if operand.shape is not None and len(operand.shape) == 4 else None
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None and length not in (None, dim):
                     tied[str(dim.value)] = length  # type: ignore[assignment]
+    return tied
+
+
+def _tied_letters(node: ir.Node) -> dict[str, ir.SymbolicDim | int]:
+    """Axes of an Einsum that carry one letter have one size, whatever they are called."""
+    terms = str(attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
+    first: dict[str, ir.SymbolicDim | int] = {}
+    tied: dict[str, ir.SymbolicDim | int] = {}
+    for term, value in zip(terms, node.inputs, strict=False):
+        shape = list(value.shape or ()) if value is not None else []
+        for letter, dim in zip(term, shape, strict=False):
+            known = first.setdefault(letter, dim)
+            if known is not dim and isinstance(dim, ir.SymbolicDim) and dim.value is not None and known != dim:
+                tied[str(dim.value)] = known
     return tied
 
 
@@ -135,7 +207,7 @@ def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, c
         return rng.standard_normal(shape).astype(dtype)
     if value.dtype == ir.DataType.BOOL or len(shape) >= 2:
         return _padding(shape, rng, case).astype(dtype)
-    if case in (0, 3):  # lengths, offsets: one of each size there is
+    if case in (0, _LENGTHS):  # lengths, offsets: one of each size there is
         return rng.permutation(np.resize(np.arange(largest, -1, -1), int(np.prod(shape)))).reshape(shape).astype(dtype)
     return rng.integers(0, 2, shape).astype(dtype)
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from . import canonical
 from .cleanup.fold import FOLDED_ELEMENTS
-from .draw import SIZES, bind, random_feeds
+from .draw import SIZES, bind, dims_of, enlarged, random_feeds
 from .evaluate import Evaluator
 
 __all__ = ["GRANTED", "difference"]
@@ -52,14 +52,12 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
         return f"the result does not load: {str(error).splitlines()[0][:200]}"
     stand_ins = _stand_ins({**old_weights, **new_weights})
     compared = False
-    for number, sizes in enumerate(SIZES[:2]):
+    inputs = list(before.graph.inputs)
+    for number, sizes in enumerate(_plans(before)):
         rng = np.random.default_rng([7, number])
-        inputs = list(before.graph.inputs)
         feeds = {
             str(value.name): array
-            for value, array in zip(
-                inputs, random_feeds(inputs, bind(inputs, sizes), rng, number).values(), strict=True
-            )
+            for value, array in zip(inputs, random_feeds(inputs, sizes, rng, number).values(), strict=True)
         }
         feeds |= stand_ins
         try:
@@ -75,6 +73,14 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
             return problem
         compared = True
     return None if compared else "not run: no size that was tried fits the model"
+
+
+def _plans(model: ir.Model) -> list[dict[str, int]]:
+    """Sizes by symbol: two cases, and wider ones where a dimension inside the model would be empty."""
+    dims = dims_of(o for n in model.graph for o in n.outputs)
+    cases = [bind(list(model.graph.inputs), sizes) for sizes in SIZES[:2]]
+    wider = [enlarged(case, dims) for case in cases]
+    return [*cases, *(case for case in wider if case not in cases)]
 
 
 def _light(model: ir.Model) -> tuple[ir.Model, dict[str, ir.Value]]:
@@ -95,22 +101,39 @@ def _light(model: ir.Model) -> tuple[ir.Model, dict[str, ir.Value]]:
 
 
 def _stand_ins(weights: dict[str, ir.Value]) -> dict[str, np.ndarray]:
-    """Random weights by name."""
-    block = np.random.default_rng(3).standard_normal(65_537) * 0.05
-    made = {}
+    """Random weights by name. Alike weights share one array, so that depth costs no memory."""
+    block = (np.random.default_rng(3).standard_normal(65_537) * 0.05).astype(np.float32)
+    made, shared = {}, dict[tuple[object, ...], np.ndarray]()
     for name, value in sorted(weights.items()):
-        tensor = value.const_value
-        assert tensor is not None
-        array = _stand_in(name, tuple(int(d) for d in tensor.shape), block)
-        made[name] = np.ascontiguousarray(array.astype(tensor.dtype.numpy()))
+        key = _kind(name, value)
+        if key not in shared:
+            _, _, shape, dtype = key
+            shared[key] = np.ascontiguousarray(_stand_in(name, shape, block).astype(dtype.numpy(), copy=False))
+        made[name] = shared[key]
     return made
+
+
+def _kind(name: str, value: ir.Value) -> tuple[int, str, tuple[int, ...], ir.DataType]:
+    """What the stand-in of a weight depends on: one of three rolls, the order it is stored in, shape and type."""
+    tensor = value.const_value
+    assert tensor is not None
+    stored, roll = _TRANSPOSED.fullmatch(name), _roll(name)
+    order = "" if stored is None else name[len(stored["weight"]) :]
+    return roll, order, tuple(int(d) for d in tensor.shape), tensor.dtype
+
+
+def _roll(name: str) -> int:
+    """Which of three rolls of the random block a weight gets, however often it was transposed."""
+    while (stored := _TRANSPOSED.fullmatch(name)) is not None:
+        name = stored["weight"]
+    return sum(name.encode()) % 3
 
 
 def _stand_in(name: str, shape: tuple[int, ...], block: np.ndarray) -> np.ndarray:
     """Numbers that depend on the name alone; a weight stored transposed gets the transpose of the same numbers."""
     stored = _TRANSPOSED.fullmatch(name)
     if stored is None:
-        return np.resize(np.roll(block, sum(name.encode()) % 1024), shape)
+        return np.resize(np.roll(block, 331 * _roll(name)), shape)
     order = stored["order"]
     perm = [int(axis) for axis in order.split("_")] if order else list(reversed(range(len(shape))))
     source = tuple(shape[perm.index(axis)] for axis in range(len(shape)))

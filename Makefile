@@ -17,7 +17,9 @@ PACKAGES := exporter passes custom_ops runtime
 FILES := $(shell find $(PACKAGES) -name '*.py' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 NATIVE := $(shell find custom_ops -name CMakeLists.txt -o -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 STAMP := $(VENV)/.installed-$(FILES)
-PYTEST := $(BIN)/python -m pytest -c tests/pytest.ini --rootdir tests
+# Temporary folders of its own: pytest sessions that run at the same time clear away each other's old ones.
+PYTEST = folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	PYTEST_DEBUG_TEMPROOT=$$folder $(BIN)/python -m pytest -c tests/pytest.ini --rootdir tests
 
 .PHONY: help
 help: ## list the goals

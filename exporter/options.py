@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from ..runtime.errors import InputError
+from ..runtime.files import check_writable
 from ..runtime.target import Target, TargetName, parse_version
 from ..runtime.versions import onnxruntime_version
 
@@ -116,13 +117,14 @@ def output_path(output: str | Path) -> Path:
     """The path a model is to be written to.
 
     Raises:
-        InputError: if its name does not end in .onnx.
+        InputError: if its name does not end in .onnx, or nothing can be written there.
     """
     path = Path(output).expanduser()
     if path.suffix.lower() != ".onnx" or not path.stem:
         raise InputError(
             f"'{path}' is no name for an ONNX file", hint=f"let it end in .onnx: -o {path.name or 'model'}.onnx"
         )
+    check_writable(path)
     return path
 
 

@@ -67,7 +67,7 @@ def _show_diagnosis(found: Diagnosis, out: Console) -> None:
 def _show_kernels(found: Kernels, out: Console) -> None:
     _line(out, f"operators of the domain '{found.domain}'", style="bold")
     for backend, path in found.libraries.items():
-        _line(out, f"  {backend:<5} {path or 'not built'}")
+        out.print(f"  {backend:<5} {path or 'not built'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(out: Console, text: str, *, style: str = "") -> None:

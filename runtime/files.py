@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows: without locks an abandoned folder is told by its seal alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Staging", "atomic_write", "recover"]
+__all__ = ["Staging", "atomic_write", "check_writable", "recover"]
 
 _SEAL: Final = "PLAN.json"
 _LOCK: Final = "LOCK"
@@ -75,6 +75,23 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
                 os.unlink(name)
             raise
         _sync_folder(path.parent)
+
+
+def check_writable(model: str | Path) -> None:
+    """See to it, before any work is done, that a model can be written to this path; nothing is written.
+
+    Raises:
+        InputError: if there is a folder of that name, a file where a folder should be, or no permission.
+    """
+    path = Path(model).absolute()
+    with _plain_faults(Path(model)):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        nearest = next(folder for folder in path.parents if os.path.lexists(folder))
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
 class Staging:

@@ -76,6 +76,7 @@ def run(
     journal = Journal()
     whole = _Whole(Evaluator(configure), journal)
     with hook("prepare"):
+        whole.timed("name-nodes", model, common.NameFixPass())  # sites and refusals are told apart by name
         model = whole.inline(model)
         model = whole.fold(model)
         whole.timed("infer-shapes", model, infer_shapes)

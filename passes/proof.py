@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from . import canonical
-from .draw import plans, random_feeds
+from .draw import Plan, plans, random_feeds
 from .evaluate import Evaluator, Run, in_double
-from .graph import Builder
+from .graph import op_name, Builder
 from .judge import Worst, judge
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
@@ -118,7 +118,7 @@ class Prover:
         old_model: ir.Model,
         new_model: ir.Model,
         free: Sequence[ir.Value],
-        cases: Sequence[Mapping[str, int]],
+        cases: Sequence[Plan],
         safety: Safety,
         replacement: Replacement,
         rows: bool,
@@ -128,7 +128,8 @@ class Prover:
         exact_run = self._evaluator.prepare_exact(exact_model)
         worst, trouble = Worst(), ""
         count = len(replacement.old)
-        for number, sizes in enumerate(cases):
+        for plan in cases:
+            number, sizes = plan.case, plan.sizes
             rng = np.random.default_rng([self._seed, number, zlib.crc32(str(len(free)).encode())])
             feeds = random_feeds(free, sizes, rng, number, replacement.forbidding)
             exact: Sequence[np.ndarray] | None = None
@@ -170,9 +171,12 @@ def _narrowed(exact: Sequence[np.ndarray], model: ir.Model) -> list[np.ndarray]:
 
 
 def _externals(nodes: Iterable[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:
-    """Float values that the new nodes read and did not make: where both forms are cut."""
+    """Float values that the new nodes read and did not make: where both forms are cut.
+
+    One whose shape alone is read is no place to cut: the old form may run through it.
+    """
     made = {id(o) for n in nodes for o in n.outputs}
-    read = [v for n in nodes for v in n.inputs if v is not None] + list(outputs)
+    read = [v for n in nodes for v in n.inputs if v is not None and op_name(n) not in ("Shape", "Size")] + list(outputs)
     seen: dict[int, ir.Value] = {}
     for value in read:
         if id(value) in made or value.producer() is None:

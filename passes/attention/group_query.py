@@ -82,7 +82,7 @@ class GroupQuery(Rule):
     def build(self, facts: Facts, g: Builder) -> Replacement:
         site = facts.site
         node = site.node
-        bias = additive_mask(g, site) if facts.with_bias else None
+        bias = additive_mask(g, site, clamp=True) if facts.with_bias else None
         total, lengths = _lengths(g, site)
         batch, _, rows, _ = node.query.shape  # type: ignore[misc]
         output, *_ = g.op(

@@ -157,6 +157,9 @@ def record_unrecognised(engine: Engine) -> None:
         if node.name in known:
             continue
         refusal = reasons.get(str(node.name))
+        if node.graph is not engine.context.model.graph:
+            detail = "the attention stands inside an If, Loop or Scan body; rules rewrite the main graph alone"
+            refusal = Decline(rule="ATT001", at=str(node.name), reason="in-subgraph", detail=detail)
         engine.journal.sites.append(
             SiteRecord(
                 index=len(engine.journal.sites),

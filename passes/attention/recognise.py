@@ -426,7 +426,7 @@ class _Frame:
 
 def softmaxes(graph: ir.Graph) -> Iterable[ir.Node]:
     """Every softmax that is an attention's, recognised or not."""
-    return [n for n in graph if op_name(n) == "Softmax" and (attends(n) or weighs(n))]
+    return [n for n in graph.all_nodes() if op_name(n) == "Softmax" and (attends(n) or weighs(n))]
 
 
 def weighs(softmax: ir.Node) -> bool:
@@ -443,7 +443,7 @@ def weighs(softmax: ir.Node) -> bool:
     frontier = [softmax.outputs[0]]
     for _ in range(10):
         users = {id(u.node): u.node for v in frontier for u in v.uses()}.values()
-        if any(op_name(n) == "MatMul" and not any(_is_weight(v) for v in n.inputs) for n in users):
+        if any(op_name(n) in ("MatMul", "Einsum") and not any(_is_weight(v) for v in n.inputs) for n in users):
             return True
         frontier = [o for n in users for o in n.outputs]
     return False

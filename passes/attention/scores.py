@@ -324,7 +324,7 @@ def _depth(value: ir.Value, limit: int = 24) -> int:
             node = item.producer()
             if node is None:
                 continue
-            if op_name(node) == "MatMul":
+            if op_name(node) in ("MatMul", "Einsum"):
                 if all(v is not None and constant(v, limit=0) is None and not _weight(v) for v in node.inputs):
                     return depth
                 continue

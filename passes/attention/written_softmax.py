@@ -27,8 +27,9 @@ class WrittenSoftmax(Rule):
 
     ## What it finds
     Div of an Exp by the ReduceSum of the same Exp over the last axis (keepdims), or Mul by its Reciprocal. The
-    exponent may have its row maximum subtracted. A denominator with one more term, ``1 + sum(exp(x))`` or
-    ``exp(-max) + sum(exp(x - max))``, is a softmax with one more logit of 0 (softmax-off-by-one).
+    exponent may have its row maximum subtracted; Exp of LogSoftmax is the same. A denominator with one more
+    term, ``1 + sum(exp(x))`` or ``exp(-max) + sum(exp(x - max))``, is a softmax with one more logit of 0
+    (softmax-off-by-one).
 
     ## Why
     Attention is recognised from its softmax, however that was written.
@@ -51,10 +52,12 @@ class WrittenSoftmax(Rule):
     code = "ATT003"
     name = "written-softmax"
     safety = Safety.ROUNDING
-    anchors = frozenset({"Div", "Mul"})
+    anchors = frozenset({"Div", "Mul", "Exp"})
     emits = ("Softmax",)
 
     def examine(self, node: ir.Node, context: Context) -> Facts:
+        if node.op_type == "Exp":
+            return _logarithm(node)
         exponential, total = _quotient(node)
         exp = producer(exponential, "Exp")
         if exp is None or total is None:
@@ -88,6 +91,15 @@ class WrittenSoftmax(Rule):
 
 
 _UNKNOWN = object()
+
+
+def _logarithm(node: ir.Node) -> Facts:
+    """exp(log_softmax(x)) over the last axis is softmax(x)."""
+    log = producer(node.inputs[0], "LogSoftmax")
+    rank = len(dims(node.outputs[0]) or ())
+    if log is None or log.inputs[0] is None or attribute(log, "axis", -1) not in (-1, rank - 1):
+        raise Declined("no-match", "no exponential of a logarithmic softmax")
+    return Facts(node, log.inputs[0], None)
 
 
 def _quotient(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:

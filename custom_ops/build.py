@@ -33,6 +33,11 @@ def build(*, sanitize: str = "", output: Path | None = None) -> Path:
     """
     source = Path(__file__).resolve().parent
     target = output or source / "lib"
+    if not (source / "CMakeLists.txt").is_file():
+        raise ToolchainError(
+            "an installed package has no sources to build from",
+            hint="run this in a checkout, or reinstall: pip install --no-binary deployml deployml",
+        )
     if shutil.which("cmake") is None:
         raise ToolchainError("cmake is not installed", hint="install it: pip install cmake")
     with tempfile.TemporaryDirectory(prefix="deployml-build-") as folder:

@@ -12,7 +12,7 @@
 namespace deployml::DEPLOYML_ISA {
 namespace {
 
-constexpr int64_t kTile = 512;       // keys of a tile
+constexpr int64_t kTile = 512;      // keys of a tile
 constexpr int64_t kDirectRows = 4;   // up to so many queries, keys and values are not packed
 constexpr float kLowest = -3.402823466e38f;
 // exp of anything below -104 is 0 in float32; the rest is room for rounding in the bound.
@@ -248,6 +248,7 @@ class Task {
     if (plain) fill(lanes_, block.rows * kWidth, -kInfinity);
     for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
       const int vectors = int(smaller(kPanelVectors, (count - j + kWidth - 1) / kWidth));
+      prefetch_bias(block, start, columns, j);
       multiply(block.query, depth_, packed_key_ + j * call_.head_dim, vectors, scores_ + j, kTile, block.rows,
                call_.head_dim, {nullptr, plain ? lanes_ : nullptr});
     }
@@ -260,6 +261,17 @@ class Task {
       multiply(scores_ + columns.begin, kTile, panel, vectors, block.output + c, value_width_, block.rows,
                columns.end - columns.begin, {factor_, nullptr});
     }
+  }
+
+  /// Asks for a share of the tile's bias, a few whole rows, while the panel at column `j` is computed.
+  void prefetch_bias(const Block& block, int64_t start, const Range& columns, int64_t j) const {
+    if (call_.bias.data == nullptr || call_.bias.column == 0 || call_.bias.row == 0) return;
+    const int64_t panels = (columns.end - columns.begin / kPanel * kPanel + kPanel - 1) / kPanel;
+    const int64_t share = (block.rows + panels - 1) / panels;
+    const int64_t row = (j - columns.begin / kPanel * kPanel) / kPanel * share;
+    const T* bias = row_of<T>(call_.bias, task_.batch, block.head, block.row + row);
+    prefetch_rows(bias + start + columns.begin, call_.bias.row, smaller(share, block.rows - row),
+                  columns.end - columns.begin);
   }
 
   void visit_direct(const Block& block, int64_t start, const Range& columns) {

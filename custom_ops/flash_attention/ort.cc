@@ -4,6 +4,7 @@
 //   FlashAttention[_bnsh][_past][_lengths][_mask][_bias][_slopes][_sink]
 // with the inputs query, key, value and then those named, in that order (op.py holds the same table).
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -202,8 +203,9 @@ class Call {
     set_optional();
     set_outputs();
     Runtime runtime{this, parallel_for, stream};
-    if (const char* message = backend().launch(call_, runtime)) fail(ort::kFail, "%s", message);
+    const char* message = backend().launch(call_, runtime);
     check(pending_);
+    if (message != nullptr) fail(ort::kFail, "%s", message);
   }
 
  private:
@@ -389,15 +391,33 @@ class Call {
     call_.present_value = output(2, {b, call_.kv_heads, call_.keys, v});
   }
 
+  /// Work for the thread pool that counts what was done: the count is checked, and it orders what the threads
+  /// wrote before what the caller does next by an atomic that a race detector can see.
+  struct Work {
+    void (*body)(void*, size_t);
+    void* user;
+    std::atomic<size_t> done{0};
+  };
+
+  static void run_one(void* state, size_t index) {
+    Work& work = *static_cast<Work*>(state);
+    work.done.load(std::memory_order_acquire);
+    work.body(work.user, index);
+    work.done.fetch_add(1, std::memory_order_acq_rel);
+  }
+
   static bool parallel_for(void* state, int64_t total, void (*body)(void*, size_t), void* user) {
     Call& self = *static_cast<Call*>(state);
+    if (total == 0) return true;
     if (total == 1) {
       body(user, 0);
       return true;
     }
-    if (total == 0) return true;
-    self.pending_ = ort::KernelContextParallelFor::call(self.api_, self.context_, body, size_t(total), 0, user);
-    return self.pending_ == nullptr;
+    Work work{body, user};
+    work.done.store(0, std::memory_order_release);
+    self.pending_ =
+        ort::KernelContextParallelFor::call(self.api_, self.context_, run_one, size_t(total), 0, &work);
+    return self.pending_ == nullptr && work.done.load(std::memory_order_acquire) == size_t(total);
   }
 
   static void* stream(void* state) {
@@ -440,7 +460,11 @@ SymbolicShape shape_of(const OrtApi* api, const OrtShapeInferContext* context, s
   return shape;
 }
 
+/// Leaves the output without a shape where a size has neither value nor symbol: onnxruntime would take the -1 for a
+/// size, and warn at every run. The type is known to it without us.
 void set_shape(const OrtApi* api, const OrtShapeInferContext* context, size_t index, SymbolicShape shape) {
+  for (size_t i = 0; i < shape.dims.size(); ++i)
+    if (shape.dims[i] < 0 && shape.symbols[i][0] == '\0') return;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(ort::CreateTensorTypeAndShapeInfo::call(api, &info));
   OrtStatus* status = ort::SetTensorElementType::call(api, info, shape.type);

@@ -146,7 +146,8 @@ def to_model(
         region: What to copy.
         opsets: Operator-set imports of the model it came from.
         ir_version: IR version for the model.
-        inputs: Values that are inputs ``i0``, ``i1``, ... in this order (a superset of the region's own).
+        inputs: Values that are inputs ``i0``, ``i1``, ... in this order: a superset of the region's own. One that
+            the region computes itself (another form reads its shape) is declared and not read.
         keep: Whether a constant keeps its value. The others are expected among ``inputs``.
         functions: Local functions the nodes may call.
 
@@ -155,8 +156,11 @@ def to_model(
     """
     digest = hashlib.sha256()
     mapping: dict[int, ir.Value] = {}
+    own = {id(v) for v in region.inputs}
+    declared: list[ir.Value] = []
     for index, value in enumerate(inputs):
         mapping[id(value)] = _like(value, f"i{index}")
+        declared.append(mapping[id(value)])
         digest.update(f"i{index}:{value.dtype}:{_rank(value)};".encode())
     initializers = []
     for index, value in enumerate(c for c in region.constants if id(c) not in mapping):
@@ -181,12 +185,13 @@ def to_model(
         digest.update(f"{op_name(node)}({names}){_attributes_digest(attributes)}->{len(node.outputs)};".encode())
         for slot, (old, new) in enumerate(zip(node.outputs, clone_node.outputs, strict=True)):
             _describe(new, old, f"v{position}_{slot}" if old.name else "")
-            mapping.setdefault(id(old), new)  # one output of a node may be cut while another is computed
+            if id(old) not in own:  # one output of a node may be cut while another is computed
+                mapping[id(old)] = new
         nodes.append(clone_node)
     outputs = [mapping[id(v)] for v in region.outputs]
     digest.update(",".join(str(v.name) for v in outputs).encode())
     graph = ir.Graph(
-        [mapping[id(v)] for v in inputs],
+        declared,
         outputs,
         nodes=nodes,
         initializers=initializers,

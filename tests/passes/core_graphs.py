@@ -110,8 +110,9 @@ def feeds(model: ir.Model, *, seed: int = 0, empty_row: bool = False) -> dict[st
         assert value.shape is not None and value.dtype is not None
         shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
         if value.dtype == ir.DataType.BOOL:
-            flags = rng.random(shape) < 0.66
-            flags[..., 0] = True
+            flags = np.asarray(rng.random(shape) < 0.66)
+            if flags.ndim:
+                flags[..., 0] = True
             if empty_row:
                 flags[0, ..., 0 if flags.shape[-2] == 1 else 1, :] = False
             made[str(value.name)] = flags

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import linecache
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,7 @@ def _traced(module: torch.nn.Module, opset: int) -> ir.Model:
 
 def _write_traced(module: torch.nn.Module, opset: int, path: Path) -> int:
     """Export, as the only thing a process does. Returns its exit code."""
+    faulthandler.disable()
     for stream in (1, 2):  # the exporter prints whole graphs before it raises
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     try:
@@ -261,6 +263,7 @@ def trial(
     try:
         aim = TARGETS[target]
         model = _translated(module, aim.opset, exporter)
+        aim = replace(aim, opset=model.graph.opset_imports[""])
         baseline = _session(pipeline.baseline(model))
         names = [str(i.name) for i in model.graph.inputs], [str(o.name) for o in model.graph.outputs]
         stage = "pipeline"

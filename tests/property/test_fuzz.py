@@ -1,0 +1,136 @@
+"""The differential suite in the everyday run, and that the fuzzer itself finds, counts and shrinks what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployml.passes import proof
+from deployml.passes.attention import multi_head
+from deployml.passes.proof import Proof
+
+from .attention_source import PRELUDE, module_source
+from .attention_spec import AttentionSpec, draw, for_older_exporter, simpler
+from .attention_trial import SIZES, inputs, rows_with_keys, trial
+from .fuzz import fuzz, shrink
+
+PLAIN = AttentionSpec()
+
+
+def test_random_attentions_are_right() -> None:
+    """A fixed share of what the long run tries: torch.export once, torch's older exporter for the rest."""
+    counts = fuzz(
+        seconds=600, sites=30, seed=11, exporters=["torch.export"] + ["torchscript"] * 40, tell=False
+    )
+    assert counts.wrong == 0, counts.cases
+    assert not counts.broken, counts.cases
+    assert counts.tried >= 30
+    assert sum(counts.fused.values()) >= 10
+    accounted = sum(counts.fused.values()) + sum(counts.declined.values()) + counts.overlooked
+    assert accounted == counts.tried
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", (101, 102))
+def test_many_random_attentions_are_right(seed: int) -> None:
+    counts = fuzz(
+        seconds=3600, sites=200, seed=seed, exporters=["torch.export"] + ["torchscript"] * 20, tell=False
+    )
+    assert counts.wrong == 0, counts.cases
+    assert not counts.broken, counts.cases
+
+
+@pytest.mark.parametrize("target", ("cpu", "cpu-old", "portable"))
+def test_a_plain_attention_is_fused_on_every_target(target: str) -> None:
+    exporter = "torch.export" if target == "portable" else "torchscript"
+    result = trial([PLAIN], seed=1, target=target, exporter=exporter)
+    assert not result.broken
+    (found,) = result.found
+    assert not found.problem and found.site is not None and found.site.status == "fused"
+
+
+@pytest.fixture
+def blind_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every rewrite pass unproven."""
+    monkeypatch.setattr(proof.Prover, "prove", lambda *_: Proof(True, 0.0, 0.0, 1.0))
+
+
+def test_a_wrong_lowering_that_no_proof_stops_is_found(
+    monkeypatch: pytest.MonkeyPatch, blind_proof: None
+) -> None:
+    """Were the proof blind, the comparison with eager would still see a scale that is off by a tenth."""
+    build = multi_head.MultiHead.build
+
+    def wrong(self: Any, facts: Any, g: Any) -> Any:
+        node = dataclasses.replace(facts.site.node, scale=facts.site.node.scale * 1.1)
+        return build(self, dataclasses.replace(facts, site=dataclasses.replace(facts.site, node=node)), g)
+
+    monkeypatch.setattr(multi_head.MultiHead, "build", wrong)
+    result = trial([PLAIN], seed=1, exporter="torchscript")
+    assert not result.broken
+    assert "off by" in result.found[0].problem
+
+
+def test_shrinking_keeps_what_fails_and_drops_the_rest() -> None:
+    rich = dataclasses.replace(
+        PLAIN,
+        softcap=5.0,
+        bias="t5",
+        masks=("causal", "padding"),
+        fill="min",
+        key_transpose="mT",
+        heads=6,
+        kv_heads=6,
+    )
+    small = shrink(rich, lambda s: "padding" in s.masks and s.fill == "min", limit=200)
+    assert small == dataclasses.replace(PLAIN, masks=("padding",), fill="min")
+
+
+def test_every_simpler_spec_fits_and_differs() -> None:
+    rng = random.Random(5)
+    for spec in (draw(rng) for _ in range(50)):
+        candidates = list(simpler(spec))
+        assert all(c.fits() and c != spec for c in candidates)
+        assert spec == PLAIN or candidates
+
+
+def test_every_value_of_every_choice_is_drawn() -> None:
+    rng, seen = random.Random(6), {f.name: set() for f in dataclasses.fields(AttentionSpec)}
+    for _ in range(4000):
+        spec = draw(rng)
+        for name, values in seen.items():
+            values.add(getattr(spec, name))
+    assert seen["product"] == {"sdpa", "matmul", "bmm", "baddbmm", "einsum"}
+    assert seen["repeat"] == {"expand", "interleave", "index", "grouped", "sdpa"}
+    assert len(seen["masks"]) == 20 and len(seen["bias"]) == 10 and len(seen["fill"]) == 8
+    assert len(seen["softmax"]) == 5 and len(seen["scale"]) == 9 and len(seen["rename"]) > 500
+
+
+def test_written_modules_run_and_masks_mean_what_numpy_says() -> None:
+    """Rows that the masks leave no key are the rows in which a -inf softmax gives no number."""
+    rng, empty = random.Random(8), 0
+    for _ in range(60):
+        spec = for_older_exporter(draw(rng))
+        spec = dataclasses.replace(
+            spec, fill="-inf", softmax="plain", guard="", sink="", scale="query", project=False, weights=False
+        )
+        if spec.product == "sdpa" or not spec.fits():
+            continue
+        space: dict[str, Any] = {}
+        exec(PRELUDE + module_source(spec), space)
+        given = inputs(SIZES[0], 3)
+        feed = dict(given)
+        if spec.time_first:
+            feed |= {"x": given["x"].transpose(0, 1), "y": given["y"].transpose(0, 1)}
+        with torch.no_grad():
+            result = space["Attention"]().eval()(**feed).numpy()
+        result = result.swapaxes(0, 1) if spec.time_first else result
+        alive = rows_with_keys(spec, given)
+        assert np.array_equal(np.isfinite(result).all(-1), alive), spec
+        empty += (~alive).sum()
+    assert empty > 0

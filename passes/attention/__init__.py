@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..rule import Rule
 from .bias import ProjectionBias
+from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
 from .group_query import GroupQuery
 from .lower import lower_attention, record_unrecognised
@@ -36,6 +37,7 @@ RECOGNISE: tuple[Rule, ...] = (
     SoftmaxAttention(),
     StandardSite(),
     RepeatedHeads(),
+    EarlyRepeat(),
 )
 
 #: Rules that lower it.

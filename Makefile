@@ -54,6 +54,10 @@ test: $(STAMP) ## run the everyday tests
 test-all: $(STAMP) ## run all tests, the long ones too
 	$(PYTEST) tests $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## compare random attention modules with eager for SECONDS (600) from SEED (1)
+	$(BIN)/python -m tests.property.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -19,12 +20,16 @@ import onnx_ir as ir
 from . import canonical
 from .draw import Plan, plans, random_feeds
 from .evaluate import Evaluator, Run, in_double
-from .graph import op_name, Builder
+from .graph import Builder, op_name
 from .judge import Worst, judge
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
 
 __all__ = ["Proof", "Prover"]
+
+
+#: How many times the cut is moved up before a rewrite counts as not equal.
+HIGHER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +79,16 @@ class Prover:
 
     def _prove(self, replacement: Replacement, g: Builder, safety: Safety) -> Proof:
         cut = _externals(g.nodes, replacement.new)
-        proof = self._attempt(replacement, g, safety, cut)
-        if proof.ok:
-            return proof
-        # Floats that the new form reads were taken as free. They may depend on one another; ask again with
-        # only the tensors that come from the same place held free together, i.e. cut further up.
-        deeper = _one_up(cut)
-        if deeper is None:
-            return proof
-        again = self._attempt(replacement, g, safety, deeper)
-        return again if again.ok else proof
+        first = proof = self._attempt(replacement, g, safety, cut)
+        # Floats that the new form reads were taken as free. They may depend on one another, or carry a mask the
+        # facts were read from: ask again with the cut further up, where less is taken as free.
+        for _ in range(HIGHER):
+            above = None if proof.ok else _one_up(cut)
+            if above is None:
+                break
+            cut = above
+            proof = self._attempt(replacement, g, safety, cut)
+        return proof if proof.ok else first
 
     def _attempt(self, replacement: Replacement, g: Builder, safety: Safety, cut: list[ir.Value]) -> Proof:
         before, after = cut_out(replacement.old, cut), cut_out(replacement.new, cut)
@@ -187,13 +192,25 @@ def _externals(nodes: Iterable[ir.Node], outputs: Sequence[ir.Value]) -> list[ir
 
 
 def _one_up(cut: list[ir.Value]) -> list[ir.Value] | None:
-    """The float inputs of the nodes that make the cut, or None when there is nothing above it."""
+    """The cut moved above the element-wise nodes that make it; None when none of it can move.
+
+    Other values stay in the cut: above a matrix product there is nothing a mask or a bias is made of.
+    """
     above: dict[int, ir.Value] = {}
+    moved = False
     for value in cut:
         node = value.producer()
-        inputs = [] if node is None else [v for v in node.inputs if v is not None and v.producer() is not None]
-        above.update((id(v), v) for v in inputs if _free_float(v))
-    return list(above.values()) or None
+        if node is None or node.op_type in _HEAVY or len(node.outputs) != 1:
+            above[id(value)] = value
+            continue
+        moved = True
+        above.update((id(v), v) for v in node.inputs if v is not None and v.producer() is not None and _free_float(v))
+    return list(above.values()) if moved else None
+
+
+_HEAVY: Final = frozenset(
+    ("MatMul", "Gemm", "Conv", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization")
+)
 
 
 def _free_float(value: ir.Value) -> bool:

@@ -19,9 +19,9 @@ from ..rule import Declined, Rule
 from .group_query import GroupQuery
 from .multi_head import MultiHead
 from .own import OwnAttention, add_bodies
-from .recognise import softmaxes
 from .site import describe, study
 from .standard import Standard
+from .weights import softmaxes
 
 __all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"]
 

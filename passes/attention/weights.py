@@ -1,0 +1,147 @@
+"""Walking down from a softmax to the product with the value, and telling attention from other softmaxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..graph import attribute, dims, op_name, producer, scalar
+from ..rule import Declined
+from .scores import View, leads_to_product
+
+__all__ = ["Downward", "attends", "read_elsewhere", "softmaxes", "walk_down", "weighs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Downward:
+    """The way from the softmax to the product with the value.
+
+    Attributes:
+        node: The MatMul with the value.
+        guarded: Whether NaN rows are replaced by 0 on the way.
+        probabilities: The value the MatMul reads.
+        views: Reshapes on the way, softmax first.
+        sliced: Whether the last column is left out on the way.
+    """
+
+    node: ir.Node
+    guarded: bool
+    probabilities: ir.Value
+    views: tuple[View, ...]
+    sliced: bool
+
+
+def attends(softmax: ir.Node) -> bool:
+    """Whether a softmax over the last axis is multiplied, as weights, with something computed."""
+    rank = len(dims(softmax.outputs[0]) or ()) or 4
+    if attribute(softmax, "axis", -1) not in (-1, rank - 1) or rank < 3:
+        return False
+    try:
+        walk_down(softmax)
+    except Declined as no:
+        return no.reason == "weights-changed"
+    return True
+
+
+def walk_down(softmax: ir.Node) -> Downward:
+    """The way from a softmax to the product with the value.
+
+    Raises:
+        Declined: "no-match" when the weights lead to no such product.
+    """
+    value, guarded, sliced = softmax.outputs[0], False, False
+    views: list[View] = []
+    for _ in range(12):
+        step = _next(value)
+        if step is None:
+            raise Declined("no-match", "the softmax is no attention")
+        node, is_guard = step
+        if op_name(node) == "MatMul":
+            if node.inputs[0] is not value or _is_weight(node.inputs[1]):
+                raise Declined("no-match", "the softmax is no attention")
+            return Downward(node, guarded, value, tuple(views), sliced)
+        guarded, sliced = guarded or is_guard, sliced or node.op_type == "Slice"
+        if node.op_type in ("Reshape", "Unsqueeze", "Squeeze"):
+            views.append(View(value, node.outputs[0]))
+        value = node.outputs[0]
+    raise Declined("no-match", "the softmax is no attention")
+
+
+def _next(value: ir.Value) -> tuple[ir.Node, bool] | None:
+    """The node that carries the weights on, and whether it is a NaN guard."""
+    users = {id(u.node): u.node for u in value.uses()}.values()
+    guards = [n for n in users if op_name(n) == "Where" and _guards(n, value)]
+    if guards:
+        return guards[0], True
+    for node in users:
+        if op_name(node) == "MatMul":
+            return node, False
+    for node in users:
+        if op_name(node) in ("Cast", "CastLike", "Identity", "Dropout", "Reshape", "Unsqueeze", "Squeeze"):
+            return node, False
+        if op_name(node) == "Slice" and _drops_last(node):
+            return node, False
+    return None
+
+
+def _drops_last(node: ir.Node) -> bool:
+    """Whether a Slice leaves out the last column alone: the weight that went to the sink."""
+    if len(node.inputs) < 4 or scalar(node.inputs[1]) != 0 or scalar(node.inputs[2]) != -1:
+        return False
+    step = scalar(node.inputs[4]) if len(node.inputs) > 4 else 1
+    rank = len(dims(node.outputs[0]) or ())
+    return scalar(node.inputs[3]) in (-1, rank - 1) and step == 1
+
+
+def _guards(where: ir.Node, value: ir.Value) -> bool:
+    test = producer(where.inputs[0], "IsNaN")
+    return test is not None and test.inputs[0] is value and where.inputs[2] is value and scalar(where.inputs[1]) == 0
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and not value.is_graph_input()
+
+
+def read_elsewhere(softmax: ir.Node, down: Downward) -> bool:
+    """Whether the attention weights have a reader besides the value product (guards and casts on the way aside)."""
+    value: ir.Value = softmax.outputs[0]
+    while True:
+        if value.is_graph_output():
+            return True
+        users = {id(u.node): u.node for u in value.uses()}
+        step = _next(value)
+        assert step is not None
+        node, guard = step
+        others = [n for n in users.values() if n is not node and not (guard and op_name(n) == "IsNaN")]
+        if others:
+            return True
+        if node is down.node:
+            return False
+        value = node.outputs[0]
+
+
+def softmaxes(graph: ir.Graph) -> Iterable[ir.Node]:
+    """Every softmax that is an attention's, recognised or not."""
+    return [n for n in graph.all_nodes() if op_name(n) == "Softmax" and (attends(n) or weighs(n))]
+
+
+def weighs(softmax: ir.Node) -> bool:
+    """Whether a softmax over a product of two computed tensors ends, somehow, in another such product.
+
+    That is an attention whose weights are changed on the way: talking heads, re-normalised or mixed weights.
+    """
+    scores = softmax.inputs[0]
+    rank = len(dims(softmax.outputs[0]) or ())
+    if scores is None or rank < 3 or attribute(softmax, "axis", -1) not in (-1, rank - 1):
+        return False
+    if not leads_to_product(scores):
+        return False
+    frontier = [softmax.outputs[0]]
+    for _ in range(10):
+        users = {id(u.node): u.node for v in frontier for u in v.uses()}.values()
+        if any(op_name(n) in ("MatMul", "Einsum") and not any(_is_weight(v) for v in n.inputs) for n in users):
+            return True
+        frontier = [o for n in users for o in n.outputs]
+    return False

@@ -39,6 +39,8 @@ $(STAMP): $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	  $(BIN)/python -m pip uninstall -qq -y onnxruntime-gpu onnxruntime
 	  $(BIN)/python -m pip install -qq -c constraints.txt $(ONNXRUNTIME)
 	fi
+	# The editable install also puts the folder above the checkout on the import path, for type checkers. Not wanted.
+	sed -i '/^import /!d' $(VENV)/lib/python3.*/site-packages/_editable_skbc_deployml.pth
 	rm -f $(VENV)/.installed-*
 	touch $@
 

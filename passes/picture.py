@@ -38,9 +38,7 @@ _SHAPE_OPS: Final = frozenset(
 )
 
 
-def before_and_after(
-    before: ir.Model, after: ir.Model, sites: Sequence[Site]
-) -> tuple[Picture | None, Picture | None]:
+def before_and_after(before: ir.Model, after: ir.Model, sites: Sequence[Site]) -> tuple[Picture | None, Picture | None]:
     """Pictures of the module of a typical site in both graphs.
 
     The site is the first of the largest group of fused sites; without any, of the declined ones. Nodes belong
@@ -61,9 +59,7 @@ def before_and_after(
         return None, None
     new = _with_nameless(after.graph, _of_module(after.graph, site.module_path)) or _around(centre)
     old = _of_module(before.graph, site.module_path) or _between(before.graph, new)
-    if not any(
-        n is centre for n in new
-    ):  # the node was moved out of its module, by sharing work between layers
+    if not any(n is centre for n in new):  # the node was moved out of its module, by sharing work between layers
         new = _around(centre)
     kept = {n.name for n in new}
     pictures = (
@@ -110,11 +106,7 @@ def _plumbing(graph: ir.Graph) -> set[ir.Node]:
     found: set[ir.Node] = set()
     for node in graph:
         read = [p for p in _producers(node) if p.op_type != "Constant"]
-        fed = (
-            bool(read)
-            and all(p in found for p in read)
-            and not any(v.is_graph_input() for v in node.inputs if v)
-        )
+        fed = bool(read) and all(p in found for p in read) and not any(v.is_graph_input() for v in node.inputs if v)
         if node.op_type in ("Constant", "Shape", "Size") or (fed and node.op_type in _SHAPE_OPS):
             found.add(node)
     return found
@@ -137,10 +129,7 @@ def _between(graph: ir.Graph, others: Sequence[ir.Node]) -> list[ir.Node]:
     made = {o.name for n in others for o in n.outputs}
     entering = {v.name for n in others for v in n.inputs if v is not None} - made
     ends = [
-        o
-        for n in others
-        for o in n.outputs
-        if o.is_graph_output() or any(not _holds(others, c) for c in _readers(o))
+        o for n in others for o in n.outputs if o.is_graph_output() or any(not _holds(others, c) for c in _readers(o))
     ]
     leaving = {o.name for o in ends if o.name}
     by_name = {o.name: n for n in graph for o in n.outputs}
@@ -152,9 +141,7 @@ def _between(graph: ir.Graph, others: Sequence[ir.Node]) -> list[ir.Node]:
         if node in found or node in plumbing:
             continue
         found[node] = None
-        work += [
-            p for v in node.inputs if v is not None and v.name not in entering for p in [v.producer()] if p
-        ]
+        work += [p for v in node.inputs if v is not None and v.name not in entering for p in [v.producer()] if p]
     return [n for n in graph if n in found]
 
 
@@ -181,15 +168,11 @@ def _picture(
             source = value.producer()
             if source in plumbing:
                 continue
-            first = (
-                place[source] if source in place else at_border(f"in {value.name}", _outside(value, source))
-            )
+            first = place[source] if source in place else at_border(f"in {value.name}", _outside(value, source))
             edges[first, place[node]] = None
         for value in node.outputs:
             outside = [c for c in _readers(value) if c not in place]
-            inside = len(outside) < len(
-                _readers(value)
-            )  # what is shared with other layers is drawn once, here
+            inside = len(outside) < len(_readers(value))  # what is shared with other layers is drawn once, here
             if (outside and not inside) or value.is_graph_output():
                 edges[place[node], at_border(f"out {value.name}", _reader_box(value, outside))] = None
     return Picture(title=title, nodes=tuple(boxes), edges=tuple(edges), left_out=len(nodes) - len(shown))

@@ -64,11 +64,7 @@ def addends(value: ir.Value, memo: Memo, query: Poly | None, key: Poly | None) -
             result.masks.append(mask)
             continue
         node = producer(current, "Add", "Identity", "Where")
-        parts = (
-            []
-            if node is None or len(result.biases) + len(pending) >= _MOST
-            else _parts(node, memo, query, key)
-        )
+        parts = [] if node is None or len(result.biases) + len(pending) >= _MOST else _parts(node, memo, query, key)
         masks = [p for p in parts if isinstance(p, Mask)]
         values = [p for p in parts if isinstance(p, ir.Value)]
         if not parts or any(_rank_above_four(v, memo) for v in values):

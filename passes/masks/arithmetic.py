@@ -256,11 +256,7 @@ def _truth(number: Number) -> Bool:
             return fixed != 0
         if not isinstance(item, Poly):
             raise Unproven
-        if (
-            len(item.terms) == 1
-            and sum(isinstance(a, Elem) for a in item.terms[0][0]) > 1
-            and not item.integral
-        ):
+        if len(item.terms) == 1 and sum(isinstance(a, Elem) for a in item.terms[0][0]) > 1 and not item.integral:
             raise Unproven  # a product of small floats may underflow to 0
         if len(item.terms) == 1 and isinstance(item.terms[0][1], int):
             return all_of(not_(zero(Poly.atom(a))) for a in item.terms[0][0])

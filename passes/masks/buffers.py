@@ -117,9 +117,7 @@ def _band(core: np.ndarray, axes: list[int]) -> Number | None:
     return None
 
 
-def _between(
-    index: Poly, low: int, high: int, limits: tuple[int, int], inside: float, outside: float
-) -> Number:
+def _between(index: Poly, low: int, high: int, limits: tuple[int, int], inside: float, outside: float) -> Number:
     """A two-valued function of an index; a bound that the array's own edge gives is left out."""
     bounds: list[Bool] = []
     if low > limits[0]:

@@ -95,9 +95,7 @@ def _leaf(value: ir.Value, memo: Memo) -> Tensor | None:
     return memo.opaque(value)
 
 
-def _settle(
-    value: ir.Value, tensor: Tensor | None, inputs: Sequence[Tensor | None], memo: Memo
-) -> Tensor | None:
+def _settle(value: ir.Value, tensor: Tensor | None, inputs: Sequence[Tensor | None], memo: Memo) -> Tensor | None:
     """Join what was computed with what the graph declares."""
     declared = memo.declared(value)
     if tensor is None or (declared is not None and len(declared) != tensor.rank):

@@ -38,9 +38,7 @@ def _xor(left: Bool, right: Bool) -> Bool:
     return choose(left, not_(right), right)
 
 
-def _result(
-    node: ir.Node, inputs: Inputs, memo: Memo, dtype: ir.DataType | None, rule: Callable
-) -> Tensor | None:
+def _result(node: ir.Node, inputs: Inputs, memo: Memo, dtype: ir.DataType | None, rule: Callable) -> Tensor | None:
     """Broadcast the inputs, apply ``rule`` to their elements; opaque data where that proves nothing."""
     if not inputs or any(t is None for t in inputs):
         return None

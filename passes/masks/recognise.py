@@ -159,19 +159,10 @@ class _Site:
         if not isinstance(item, NonNegative):
             return None
         single = (item.poly + Poly.atom(Axis(KEY))).single
-        if (
-            single is None
-            or single[1] != 1
-            or not isinstance(single[0], Elem)
-            or not isinstance(single[2], int)
-        ):
+        if single is None or single[1] != 1 or not isinstance(single[0], Elem) or not isinstance(single[2], int):
             return None
         axes = self._axes_of(single[0])
-        return (
-            None
-            if axes is None or axes[1] is not None
-            else KeyLengths(single[0].value, single[2] + 1, axes[0])
-        )
+        return None if axes is None or axes[1] is not None else KeyLengths(single[0].value, single[2] + 1, axes[0])
 
     def _axes_of(self, elem: Elem) -> tuple[int | None, int | None] | None:
         """(batch axis, key axis) of the value an element is read from, when it is read whole and in order."""
@@ -185,12 +176,7 @@ class _Site:
             single = index.single
             if index == ZERO and size == ONE:
                 continue
-            if (
-                single is None
-                or single[1:] != (1, 0)
-                or not isinstance(single[0], Axis)
-                or single[0].index in found
-            ):
+            if single is None or single[1:] != (1, 0) or not isinstance(single[0], Axis) or single[0].index in found:
                 return None
             if not self.memo.same(size, self.frame.size(single[0].index)):
                 return None

@@ -132,9 +132,7 @@ class Memo:
     def _unnamed(self, value: ir.Value, axis: int) -> Poly:
         return Poly.atom(Dim(f"?{self.serial(value)}.{axis}"))
 
-    def opaque(
-        self, value: ir.Value, shape: Shape | None = None, dtype: ir.DataType | None = None
-    ) -> Tensor | None:
+    def opaque(self, value: ir.Value, shape: Shape | None = None, dtype: ir.DataType | None = None) -> Tensor | None:
         """A value as data: its element is itself. None when its rank or dtype class is unknown."""
         shape = self.declared(value) if shape is None else shape
         dtype = value.dtype if dtype is None else dtype

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from ..loaded import Loaded
 from .assume import Decision, trace_assuming
 from .captured import Captured
+from .complex_layout import open_complex_layout
 from .inputs import Examples, examples_of
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .outputs import Outputs
@@ -48,6 +49,7 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
             captured = _capture_module(loaded)
         drop_empty_concatenations(captured.program)
         cast_integers_after_numbers(captured.program)
+        open_complex_layout(captured.program)
         calls = keep_attention_whole(captured.program) if keep_attention else 0
     return captured.finished(calls)
 

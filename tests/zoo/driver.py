@@ -23,12 +23,11 @@ from deployml.runtime.target import Target
 
 from .entry import CASES, TRACED, Case, Entry, Sample
 
-__all__ = ["OPSET", "TOLERANCE", "Parity", "Result", "exported", "run"]
+__all__ = ["OPSET", "TOLERANCE", "Exported", "Parity", "Result", "compare", "exported", "run"]
 
 OPSET = 21
 #: Of the largest value of an output.
 TOLERANCE = 1e-4
-_GQA = "com.microsoft::GroupQueryAttention"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Result:
         nodes: Nodes of the fused graph.
         unfused: Nodes of the graph with plain attention.
         parity: Against eager float32.
-        grouped: GroupQueryAttention nodes with fewer key/value heads than query heads.
+        grouped: Fused nodes (GroupQueryAttention, or the own operator) with fewer key/value heads than query heads.
         journal: What the passes did.
     """
 
@@ -96,12 +95,8 @@ def run(entry: Entry, impl: str) -> Result:
     """
     module = entry.build(impl)
     made = exported(entry, module)
-    parity = _parity(entry, module, made.model)
-    grouped = sum(
-        node.op_type == "GroupQueryAttention"
-        and node.attributes["kv_num_heads"].as_int() < node.attributes["num_heads"].as_int()
-        for node in made.model.graph.all_nodes()
-    )
+    parity = compare(entry, module, made.model)
+    grouped = sum(_shares_heads(node) for node in made.model.graph.all_nodes())
     return Result(
         sites=tuple(made.journal.sites),
         nodes=made.model.graph.num_nodes(),
@@ -110,6 +105,14 @@ def run(entry: Entry, impl: str) -> Result:
         grouped=grouped,
         journal=made.journal,
     )
+
+
+def _shares_heads(node: ir.Node) -> bool:
+    """Whether a fused attention reads fewer key/value heads than it has query heads."""
+    for name in ("kv_num_heads", "kv_heads"):
+        if name in node.attributes:
+            return node.attributes[name].as_int() < node.attributes["num_heads"].as_int()
+    return False
 
 
 def exported(entry: Entry, module: nn.Module) -> Exported:
@@ -140,7 +143,8 @@ def _dynamic_shapes(entry: Entry, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _parity(entry: Entry, module: nn.Module, model: ir.Model) -> Parity:
+def compare(entry: Entry, module: nn.Module, model: ir.Model) -> Parity:
+    """Compare a graph with the module it came from, on shapes and paddings the trace did not see."""
     options = onnxruntime.SessionOptions()
     custom_ops.register(options)
     session = onnxruntime.InferenceSession(

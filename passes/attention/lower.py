@@ -113,13 +113,20 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
 
 
 def _best_first(target: Target, kinds: frozenset[str]) -> list[Rule]:
-    """The target's lowerings; those that would run a tiled kernel on such a site before those that would not."""
+    """The target's lowerings: tiled kernels before those that build the score matrix, and the faster tiled one first.
 
-    def naive(rule: Rule) -> bool:
+    On the CPU the own kernel was measured 1.6 to 2.4 times as fast as GroupQueryAttention with a padding mask, at
+    lengths 16 to 512 on one AVX-512 core. Sites that share key/value heads still go to GroupQueryAttention: it is
+    what decoders with a cache run, and one operator for both phases is worth more.
+    """
+
+    def order(rule: Rule) -> tuple[bool, bool]:
         row = capability(rule.emits[0], target.name, target.onnxruntime)
-        return row is None or row.kernel_for(kinds) == "naive"
+        naive = row is None or row.kernel_for(kinds) == "naive"
+        outdone = target.name == "cpu" and rule.code == GroupQuery.code and "grouped" not in kinds
+        return naive, outdone
 
-    return sorted(LOWERINGS[target.name], key=naive)
+    return sorted(LOWERINGS[target.name], key=order)
 
 
 def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]) -> SiteRecord:

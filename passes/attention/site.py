@@ -76,6 +76,7 @@ class Site:
             "bias": self.node.bias is not None and self.padding is None and not said_by_causality,
             "softcap": bool(self.node.softcap),
             "sink": self.node.sink is not None,
+            "grouped": self.kv_heads < self.heads,
             "unequal_value": self.value_size != self.head_size,
             "float32": self.node.query.dtype == ir.DataType.FLOAT,
             "float16": self.node.query.dtype == ir.DataType.FLOAT16,

@@ -133,22 +133,27 @@ def _multiply_leaf(left: Leaf, right: Leaf) -> Number:
 
 
 def negate(number: Number) -> Number:
+    """The number with its sign turned."""
     return map_leaves(number, lambda x: _multiply_leaf(x, Poly.number(-1)))
 
 
 def add(left: Number, right: Number, kind: Kind) -> Number:
+    """The sum; floats add as floats do, in their order."""
     return combine(left, right, _add_float_leaf if kind == "float" else _add_leaf)
 
 
 def subtract(left: Number, right: Number, kind: Kind) -> Number:
+    """The difference."""
     return add(left, negate(right), kind)
 
 
 def multiply(left: Number, right: Number, _kind: Kind) -> Number:
+    """The product."""
     return combine(left, right, _multiply_leaf)
 
 
 def divide(left: Number, right: Number, _kind: Kind) -> Number:
+    """The quotient; of integers only where it is exact, else Unproven is raised."""
     return combine(left, right, _divide_leaf)
 
 
@@ -162,6 +167,8 @@ def _divide_leaf(left: Leaf, right: Leaf) -> Number:
 
 
 def extreme_of(largest: bool) -> Callable[[Number, Number, Kind], Number]:
+    """Makes the larger (or smaller) of two numbers."""
+
     def leaf(left: Leaf, right: Leaf) -> Number:
         folded = _fold(max if largest else min, left, right)
         if folded is not None and not any(isinstance(x, Real) and x.value != x.value for x in (left, right)):
@@ -176,6 +183,8 @@ def extreme_of(largest: bool) -> Callable[[Number, Number, Kind], Number]:
 
 
 def absolute(number: Number) -> Number:
+    """The number without its sign."""
+
     def leaf(item: Leaf) -> Number:
         folded = _fold(abs, item)
         if folded is not None:
@@ -211,6 +220,8 @@ def _sides(number: Number) -> tuple[Poly, ...]:
 
 
 def equal(left: Expr, right: Expr) -> Bool:
+    """Whether two expressions have the same value."""
+
     def leaf(a: Leaf, b: Leaf) -> Bool:
         x, y = _fixed(a), _fixed(b)
         if x is not None and y is not None:
@@ -283,6 +294,7 @@ def rounded(number: Number, dtype: ir.DataType) -> Number:
 
 
 def cast(source: Tensor, dtype: ir.DataType) -> Expr:
+    """The tensor's expression after a Cast to ``dtype``."""
     kind = kind_of(dtype)
     if kind == "bool":
         return source.expr if source.kind == "bool" else _truth(comparable(source))

@@ -35,6 +35,7 @@ def _numbers(items: Sequence[Poly]) -> list[int] | None:
 
 
 def slice_(node: ir.Node, inputs: Inputs, memo: Memo) -> Tensor | None:
+    """Slice with known axes and forward steps; None where they are not."""
     data = inputs[0]
     if data is None or len(inputs) < 3:
         return None

@@ -116,7 +116,7 @@ class Engine:
             error_unfused=proof.error_unfused,
             granted=proof.granted,
             proof="cached" if proof.method == "cached" else "executed",
-            assumptions=proof.assumptions,
+            assumptions=tuple(sorted({*proof.assumptions, *replacement.always})),
         )
         self.journal.rewrites.append(record)
         return Applied(record, tuple(g.nodes))

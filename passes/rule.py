@@ -78,6 +78,7 @@ class Replacement:
         new: The values that replace them, in the same order.
         assumptions: Names from :data:`ASSUMPTIONS` under which the two are equal.
         rows_of: A canonical attention node whose empty rows the assumption speaks of.
+        always: Names from :data:`ASSUMPTIONS` that hold whatever the proof sees: no random input shows the difference.
         forbidding: Floats that may hold minus infinity or the lowest number: the proof draws such ones too.
     """
 
@@ -85,6 +86,7 @@ class Replacement:
     new: Sequence[ir.Value]
     assumptions: tuple[str, ...] = ()
     rows_of: ir.Node | None = None
+    always: tuple[str, ...] = ()
     forbidding: tuple[ir.Value, ...] = ()
 
 

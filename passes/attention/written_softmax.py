@@ -15,11 +15,15 @@ __all__ = ["WrittenSoftmax"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The quotient, the logits, and the logit that an extra term of the denominator stands for (None: none)."""
+    """The quotient, the logits, the logit that an extra term of the denominator stands for (None: none).
+
+    ``raw`` says that no maximum is taken off: a row of finite masks then sums to 0 and gives NaN.
+    """
 
     node: ir.Node
     logits: ir.Value
     extra: float | None
+    raw: bool = False
 
 
 class WrittenSoftmax(Rule):
@@ -43,7 +47,8 @@ class WrittenSoftmax(Rule):
     added to the sum (an epsilon, say: a softmax has none).
 
     ## Numerics
-    ROUNDING. Without the maximum the source overflows where the softmax does not.
+    ROUNDING. Without the maximum the source overflows where the softmax does not, and gives NaN in rows that a
+    finite mask empties: the named assumption fully-masked-rows.
 
     ## References
     Miller, Attention Is Off By One, 2023.
@@ -71,13 +76,15 @@ class WrittenSoftmax(Rule):
         assert exp.inputs[0] is not None
         if extra is _UNKNOWN:
             raise Declined("softmax-term", "something other than a power of e is added to the sum", at=node)
-        return Facts(node, _without_maximum(exp.inputs[0]), extra)  # type: ignore[arg-type]
+        logits = _without_maximum(exp.inputs[0])
+        return Facts(node, logits, extra, raw=logits is exp.inputs[0])  # type: ignore[arg-type]
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
         old = facts.node.outputs[0]
         if facts.extra is None:
             made = g.op("Softmax", facts.logits, axis=-1, dtype=old.dtype, shape=old.shape)
-            return Replacement(old=[old], new=[made])
+            always = ("fully-masked-rows",) if facts.raw else ()
+            return Replacement(old=[old], new=[made], always=always)
         rank = len(dims(old) or ())
         axis = g.const(np.array([-1], np.int64))
         lead = g.op("Shape", facts.logits, start=0, end=rank - 1, dtype=ir.DataType.INT64)

@@ -14,7 +14,7 @@ from . import canonical
 from .graph import attribute, constant
 from .symbols import free_names, size_of
 
-__all__ = ["SIZES", "Plan", "bind", "dims_of", "enlarged", "plans", "random_feeds"]
+__all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "plans", "random_feeds"]
 
 #: Sizes given to symbols in order of appearance: odd, prime, unequal; every place gets a large and a small one.
 SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
@@ -50,6 +50,7 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     cases = [Plan(_apply(tied, bind(values, sizes)), number) for number, sizes in enumerate(SIZES)]
     cases.append(Plan(_apply(tied, bind(values, SIZES[-1])), _EMPTY))
     wider = [Plan(_apply(tied, enlarged(plan.sizes, dims)), plan.case) for plan in cases]
+    cases = [plan for plan in cases if can_be(plan.sizes, dims)]
     cases.extend(plan for plan in wider if plan not in cases)
     longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
     if longest:
@@ -66,6 +67,20 @@ def dims_of(values: Iterable[ir.Value]) -> list[ir.SymbolicDim]:
     """The symbolic dimensions of some values, each once."""
     found = {d.value: d for v in values for d in v.shape or () if isinstance(d, ir.SymbolicDim) and d.value is not None}
     return list(found.values())
+
+
+def can_be(sizes: Mapping[str, int], dims: Iterable[ir.SymbolicDim]) -> bool:
+    """Whether no dimension is empty that would even be negative at smaller sizes.
+
+    Such a one comes from a convolution or a slice that does not run there.
+    """
+    for dim in dims:
+        names = free_names(dim)
+        if not names or dim.value in names or not all(name in sizes for name in names):
+            continue
+        if size_of(dim, sizes) < 1 and size_of(dim, dict.fromkeys(names, 1)) < 0:
+            return False
+    return True
 
 
 def enlarged(sizes: Mapping[str, int], dims: Iterable[ir.SymbolicDim]) -> dict[str, int]:

@@ -48,6 +48,7 @@ def lower_attention(engine: Engine) -> None:
     before = model.graph.num_nodes()
     nodes = [n for n in model.graph.all_nodes() if canonical.is_attention(n)]
     for node in nodes:
+        _shaped(node)
         engine.journal.sites.append(_lower(engine, node, len(engine.journal.sites)))
     add_bodies(model)
     model.graph.opset_imports.pop(canonical.DOMAIN, None)
@@ -63,6 +64,14 @@ def lower_attention(engine: Engine) -> None:
             nodes_after=after,
         )
     )
+
+
+def _shaped(node: ir.Node) -> None:
+    """Give a result without a shape the one its operands say."""
+    site = canonical.read(node)
+    query, value = site.query.shape, site.value.shape
+    if site.output.shape is None and query is not None and value is not None and len(query) == len(value) == 4:
+        site.output.shape = ir.Shape([*list(query)[:3], value[3]])
 
 
 def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
@@ -132,7 +141,7 @@ def _best_first(target: Target, kinds: frozenset[str]) -> list[Rule]:
 def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]) -> SiteRecord:
     _, weights, _ = canonical.replace_by_plain(node)
     nearest = _nearest(refusals)
-    softmax = weights.producer()
+    softmax = _softmax_of(weights)
     reasons = {r.reason for r in refusals} - _PASSING
     lacks_feature = bool(reasons) and reasons <= NEEDS_OWN_OP
     return SiteRecord(
@@ -143,6 +152,15 @@ def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]
         nearest=nearest.rule,
         **common,
     )
+
+
+def _softmax_of(weights: ir.Value) -> ir.Node | None:
+    """The Softmax that plain attention weights come from, behind a guard of empty rows or the cut of a sink."""
+    node = weights.producer()
+    while node is not None and node.op_type in ("Where", "Slice"):
+        before = node.inputs[2 if node.op_type == "Where" else 0]
+        node = None if before is None else before.producer()
+    return node
 
 
 def _nearest(refusals: Sequence[Decline]) -> Decline:

@@ -105,7 +105,8 @@ def trace_assuming(
 
 
 def _constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame, bool] | None:
-    answers: dict[Frame, bool] = {}
+    """The answers that never differed, by line. Tracing may do without the others; if it cannot, it fails there."""
+    answers: dict[Frame, set[bool]] = {}
     agreed = 0
     for inputs in (examples, *_varied(examples)):
         watch = _Answers()
@@ -116,9 +117,10 @@ def _constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame
             continue
         agreed += 1
         for decision in watch.seen:
-            if answers.setdefault(decision.frame, decision.value) is not decision.value:
-                return None
-    return answers if agreed > _NEEDED else None
+            answers.setdefault(decision.frame, set()).add(decision.value)
+    if agreed <= _NEEDED:
+        return None
+    return {frame: values.pop() for frame, values in answers.items() if len(values) == 1}
 
 
 def _varied(examples: Examples) -> Iterator[Examples]:

@@ -144,8 +144,9 @@ class Tokens:
         return dict.fromkeys(names, _BOTH)
 
     def sample(self, case: Case, generator: torch.Generator) -> Sample:
-        ids, mask = _ids(case, self.vocabulary, generator), padding_mask(case, generator)
-        kwargs: dict[str, Any] = {self.ids: ids}
+        mask = padding_mask(case, generator)
+        ids = _ids(case, self.vocabulary, generator)
+        kwargs: dict[str, Any] = {self.ids: ids * mask if self.mask else ids}  # 0 where there is no token
         if self.mask:
             kwargs[self.mask] = mask
         for name in self.extra:

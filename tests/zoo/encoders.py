@@ -84,7 +84,13 @@ ENTRIES: tuple[Entry, ...] = (
     hf("ibert", "IBertModel", "IBertConfig", _PLAIN, TEXT),
     hf("megatron_bert", "MegatronBertModel", "MegatronBertConfig", _TYPED, TEXT),
     hf("nomic_bert", "NomicBertModel", "NomicBertConfig", _PLAIN, TEXT),
-    hf("xlnet", "XLNetModel", "XLNetConfig", _PLAIN, dict(d_model=64, n_layer=2, n_head=4, d_inner=96, vocab_size=100, use_mems_eval=False)),
+    hf(
+        "xlnet",
+        "XLNetModel",
+        "XLNetConfig",
+        _PLAIN,
+        dict(d_model=64, n_layer=2, n_head=4, d_inner=96, vocab_size=100, use_mems_eval=False),
+    ),
     hf(
         "funnel",
         "FunnelBaseModel",

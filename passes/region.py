@@ -149,7 +149,7 @@ def to_model(
         inputs: Values that are inputs ``i0``, ``i1``, ... in this order: a superset of the region's own. One that
             the region computes itself (another form reads its shape) is declared and not read.
         keep: Whether a constant keeps its value. The others are expected among ``inputs``.
-        functions: Local functions the nodes may call.
+        functions: Local functions the nodes may call; those they do call are shared with the model, not copied.
 
     Returns:
         The model and a digest of its structure, equal for regions that compute the same thing.
@@ -198,8 +198,21 @@ def to_model(
         opset_imports=dict(opsets),
         name="region",
     )
-    model = ir.Model(graph, ir_version=ir_version, functions=[f.clone() for f in functions])
+    model = ir.Model(graph, ir_version=ir_version, functions=_called(region.nodes, functions))
     return model, digest.hexdigest()
+
+
+def _called(nodes: Iterable[ir.Node], functions: Iterable[ir.Function]) -> list[ir.Function]:
+    """The functions that nodes call, and those that these call."""
+    known = {f.identifier(): f for f in functions}
+    found: dict[ir.OperatorIdentifier, ir.Function] = {}
+    waiting = list(nodes) if known else []
+    while waiting:
+        function = known.get(waiting.pop().op_identifier())
+        if function is not None and function.identifier() not in found:
+            found[function.identifier()] = function
+            waiting.extend(function.all_nodes())
+    return list(found.values())
 
 
 def _describe(new: ir.Value, old: ir.Value, name: str) -> None:

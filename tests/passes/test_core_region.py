@@ -7,14 +7,13 @@ import onnx_ir as ir
 import pytest
 
 from deployml.passes import region as regions
+from deployml.passes.evaluate import Evaluator
 from deployml.passes.region import cut_out, to_model
 
 from .core_graphs import evaluator, model_of
 
 
-def graph(
-    body: str, *, inputs: str = "float[B,S,8] x, int64[B,S] t", outputs: str = "float[B,S,8] y"
-) -> ir.Model:
+def graph(body: str, *, inputs: str = "float[B,S,8] x, int64[B,S] t", outputs: str = "float[B,S,8] y") -> ir.Model:
     return model_of(
         f"""<ir_version: 9, opset_import: ["" : 20]>
 g ({inputs}) => ({outputs}) <float two = {{2}}, int64[3] to = {{0,0,8}}, float[8] w = {{1,2,3,4,5,6,7,8}}> {{
@@ -105,10 +104,7 @@ def test_what_an_if_makes_is_an_input() -> None:
 def test_structure_alone_decides_the_digest() -> None:
     one = graph(CHAIN)
     renamed = graph(
-        CHAIN.replace("a =", "first =")
-        .replace("(a", "(first")
-        .replace(", a)", ", first)")
-        .replace("b", "second")
+        CHAIN.replace("a =", "first =").replace("(a", "(first").replace(", a)", ", first)").replace("b", "second")
     )
     other = graph(CHAIN.replace("Exp", "Tanh"))
     constant = graph(CHAIN.replace("(x, two)", "(x, w)"))
@@ -146,9 +142,7 @@ def test_the_copy_computes_what_the_graph_does_and_leaves_it_alone() -> None:
 
 
 def test_a_value_of_unknown_rank_cannot_be_an_input() -> None:
-    model = ir.from_onnx_text(
-        """<ir_version: 9, opset_import: ["" : 20]> g (float x) => (float y) { y = Exp (x) }"""
-    )
+    model = ir.from_onnx_text("""<ir_version: 9, opset_import: ["" : 20]> g (float x) => (float y) { y = Exp (x) }""")
     for graph_input in model.graph.inputs:
         graph_input.shape = None
     found = cut_out([value(model, "y")], [])
@@ -168,3 +162,49 @@ def test_a_graph_deeper_than_the_recursion_limit_is_cut() -> None:
     chain = "\n".join(f"  v{n} = Identity (v{n - 1})" for n in range(1, 2500)).replace("(v0)", "(x)")
     model = graph(chain + "\n  y = Identity (v2499)")
     assert len(cut_out([value(model, "y")], []).nodes) == 2500
+
+
+def test_a_cut_out_model_carries_the_functions_it_calls_and_no_others() -> None:
+    """Bodies of own operators are long: a proof that does not call them must not copy and serialise them."""
+    model = model_of(
+        """<ir_version: 9, opset_import: ["" : 20, "d" : 1]>
+g (float[B,S,8] x) => (float[B,S,8] y) {
+  a = d.Outer (x)
+  y = Exp (a)
+}
+<domain: "d", opset_import: ["" : 20, "d" : 1]>
+Outer (p) => (q) { q = d.Inner (p) }
+<domain: "d", opset_import: ["" : 20]>
+Inner (p) => (q) { q = Abs (p) }
+<domain: "d", opset_import: ["" : 20]>
+Idle (p) => (q) { q = Neg (p) }"""
+    )
+    arguments = {
+        "opsets": dict(model.graph.opset_imports),
+        "ir_version": 9,
+        "keep": lambda _: True,
+        "functions": list(model.functions.values()),
+    }
+    whole = cut_out([value(model, "y")], [])
+    made, _ = to_model(whole, inputs=whole.inputs, **arguments)
+    assert sorted(name for _, name, _ in made.functions) == ["Inner", "Outer"]
+    a = next(iter(model.graph)).outputs[0]
+    a.type, a.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["B", "S", 8])
+    part = cut_out([value(model, "y")], [a])
+    made, _ = to_model(part, inputs=part.inputs, **arguments)
+    assert not made.functions
+
+
+def test_libraries_are_registered_only_where_a_model_needs_them() -> None:
+    """Registering one takes far longer than making the session, and a run makes hundreds of sessions."""
+    calls = []
+    run = Evaluator(calls.append).prepare(graph(CHAIN))
+    assert (
+        run({"x": np.zeros((1, 2, 8), np.float32), "t": np.zeros((1, 2), np.int64)})[0].shape == (1, 2, 8) and not calls
+    )
+    foreign = graph("  y = Relu (x)")
+    foreign.graph.node(0).domain = "elsewhere"
+    foreign.graph.opset_imports["elsewhere"] = 1
+    with pytest.raises(Exception, match="elsewhere"):
+        Evaluator(calls.append).prepare(foreign)
+    assert len(calls) == 1

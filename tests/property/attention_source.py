@@ -100,9 +100,7 @@ class _Writer:
         """Norm and rotary embedding, on (.., .., N, H)."""
         s = self.spec
         if s.norm:
-            self.hold(
-                f"self.nq, self.nk = nn.Parameter(torch.ones({s.size})), nn.Parameter(torch.ones({s.size}))"
-            )
+            self.hold(f"self.nq, self.nk = nn.Parameter(torch.ones({s.size})), nn.Parameter(torch.ones({s.size}))")
             for name in "qk":
                 call = f"rms({name}) * self.n{name}"
                 if s.norm == "layer":
@@ -115,9 +113,7 @@ class _Writer:
         part = s.size // 2 if s.rotary == "partial" else s.size
         self.hold(f"self.register_buffer('inverse', 10.0 ** -(torch.arange(0, {part}, 2).float() / {part}))")
         self.say("angle = torch.arange(S).to(self.inverse.dtype)[:, None] * self.inverse")
-        double = (
-            "angle.repeat_interleave(2, -1)" if s.rotary == "interleaved" else "torch.cat((angle, angle), -1)"
-        )
+        double = "angle.repeat_interleave(2, -1)" if s.rotary == "interleaved" else "torch.cat((angle, angle), -1)"
         index = "[:, None, None]" if s.time_first else "[:, None]"
         self.say(f"angle = {double}{index}")
         self.say("cos, sin = angle.cos(), angle.sin()")
@@ -157,12 +153,8 @@ class _Writer:
             "tokens": "keys" if s.cross else "tokens",
             "keep": "keep_t" if s.cross else "keep_s",
             "columns": ".unsqueeze(1).unsqueeze(2)" if flat else "[:, None, None, :]",
-            "causal": "self.tri[:S, :T]"
-            if s.swap
-            else ("torch.ones(S, T).tril().bool()" if flat else "(j <= i)"),
-            "lower": "torch.ones(S, T, dtype=torch.bool).tril(diagonal=T - S)"
-            if flat
-            else "(j <= i + (T - S))",
+            "causal": "self.tri[:S, :T]" if s.swap else ("torch.ones(S, T).tril().bool()" if flat else "(j <= i)"),
+            "lower": "torch.ones(S, T, dtype=torch.bool).tril(diagonal=T - S)" if flat else "(j <= i + (T - S))",
         }
 
     def bias(self) -> None:
@@ -288,9 +280,7 @@ class _Writer:
         self.repeat(1)
         group = s.heads // s.kv_heads
         if group > 1 and s.repeat in ("grouped", "sdpa"):
-            self.say(
-                f"a = q.reshape(B, {s.kv_heads}, {group}, S, {s.size}) @ k[:, :, None].transpose(-2, -1)"
-            )
+            self.say(f"a = q.reshape(B, {s.kv_heads}, {group}, S, {s.size}) @ k[:, :, None].transpose(-2, -1)")
         elif straight:
             self.say("a = q @ k")
         else:

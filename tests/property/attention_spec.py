@@ -96,10 +96,7 @@ class AttentionSpec:
         rules = (
             self.heads % self.kv_heads == 0,
             not (self.cross and (self.packing != "separate" or self.rotary)),
-            not (
-                self.packing in ("unbind", "heads_first", "last")
-                and (grouped or self.value_size != self.size)
-            ),
+            not (self.packing in ("unbind", "heads_first", "last") and (grouped or self.value_size != self.size)),
             not (self.cross and {"segments", "queries", "block"} & set(self.masks)),
             not (self.repeat == "sdpa" and self.product != "sdpa"),
             not (self.repeat == "grouped" and (self.product != "matmul" or self.rich or not grouped)),
@@ -116,9 +113,7 @@ class AttentionSpec:
     @property
     def rich(self) -> bool:
         """Whether something stands between the score product and the softmax besides a scale."""
-        return bool(
-            self.masks or self.bias or self.softcap or self.sink or self.weights or self.scale == "learned"
-        )
+        return bool(self.masks or self.bias or self.softcap or self.sink or self.weights or self.scale == "learned")
 
     @property
     def written_out(self) -> bool:

@@ -251,9 +251,7 @@ def _session(model: ir.Model) -> Any:
     )
 
 
-def trial(
-    specs: Sequence[AttentionSpec], *, seed: int, target: str = "cpu", exporter: str = "torch.export"
-) -> Trial:
+def trial(specs: Sequence[AttentionSpec], *, seed: int, target: str = "cpu", exporter: str = "torch.export") -> Trial:
     """Export a module of these attentions, fuse it for a target and compare it with eager.
 
     ``exporter`` is "torch.export" (the product's own way) or "torchscript" (torch's older exporter).
@@ -296,9 +294,7 @@ def _judged(
     problems, errors = [""] * len(specs), [0.0] * len(specs)
     for number, size in enumerate(SIZES):
         given = inputs(size, seed + number)
-        outputs, unfused = (
-            s.run(None, {i.name: given[i.name].numpy() for i in s.get_inputs()}) for s in sessions
-        )
+        outputs, unfused = (s.run(None, {i.name: given[i.name].numpy() for i in s.get_inputs()}) for s in sessions)
         with torch.no_grad():
             plain = [r.numpy() for r in module(**given)]
             module.double()
@@ -311,23 +307,15 @@ def _judged(
                 alive = _alive(spec, kind, rows_with_keys(spec, given), exact[position].ndim)
                 site = sites[index]
                 assumed = site is not None and "fully-masked-rows" in site.assumptions
-                error, problem = _compare(
-                    outputs[position], plain[position], exact[position], alive, assumed=assumed
-                )
+                error, problem = _compare(outputs[position], plain[position], exact[position], alive, assumed=assumed)
                 errors[index] = max(errors[index], error)
-                if (
-                    problem
-                    and _compare(unfused[position], plain[position], exact[position], alive, assumed=assumed)[
-                        1
-                    ]
-                ):
+                if problem and _compare(unfused[position], plain[position], exact[position], alive, assumed=assumed)[1]:
                     faulty.add(index)  # the export is at fault, before anything was fused
                 elif problem and not problems[index]:
                     problems[index] = f"{kind} at batch, queries, keys {size}: {problem}"
                 position += 1
     found = [
-        Found(s, sites[n], "" if n in faulty else problems[n], errors[n], n in faulty)
-        for n, s in enumerate(specs)
+        Found(s, sites[n], "" if n in faulty else problems[n], errors[n], n in faulty) for n, s in enumerate(specs)
     ]
     return Trial(found, journal=journal)
 
@@ -373,10 +361,7 @@ def _compare(
         return error, ""
     if not np.array_equal(np.isnan(fused[empty]), np.isnan(plain[empty])):
         return error, "NaN in other rows without keys, and no assumption says so"
-    apart = (
-        float(np.nanmax(np.abs(np.where(empty & ~np.isnan(plain), fused - plain, 0.0)), initial=0.0))
-        / largest
-    )
+    apart = float(np.nanmax(np.abs(np.where(empty & ~np.isnan(plain), fused - plain, 0.0)), initial=0.0)) / largest
     if apart > GRANTED_IN_EMPTY_ROWS:
         return error, f"rows without keys differ by {apart:.1e} from eager, and no assumption says so"
     return error, ""

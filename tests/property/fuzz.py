@@ -97,9 +97,7 @@ class Counts:
         }
 
 
-def shrink(
-    spec: AttentionSpec, fails: Callable[[AttentionSpec], bool], limit: int = SHRINK_LIMIT
-) -> AttentionSpec:
+def shrink(spec: AttentionSpec, fails: Callable[[AttentionSpec], bool], limit: int = SHRINK_LIMIT) -> AttentionSpec:
     """The plainest spec found that still fails: fields go back to their plain values one at a time."""
     spent, changed = 0, True
     while changed and spent < limit:
@@ -114,9 +112,7 @@ def shrink(
     return spec
 
 
-def fuzz(
-    *, seconds: float, sites: int | None, seed: int, exporters: Sequence[str], tell: bool = True
-) -> Counts:
+def fuzz(*, seconds: float, sites: int | None, seed: int, exporters: Sequence[str], tell: bool = True) -> Counts:
     """Try random attentions until the time is up or enough were tried."""
     rng, counts, seen = random.Random(seed), Counts(), Counter[str]()
     end, number = time.monotonic() + seconds, 0
@@ -150,18 +146,14 @@ def fuzz(
     return counts
 
 
-def _one(
-    spec: AttentionSpec, result: Trial, counts: Counts, case: dict[str, Any], seen: Counter[str]
-) -> None:
+def _one(spec: AttentionSpec, result: Trial, counts: Counts, case: dict[str, Any], seen: Counter[str]) -> None:
     counts.add(result, 1)
     trouble = result.broken or result.found[0].problem
     if trouble:
         _report(spec, trouble, counts, case, seen)
 
 
-def _report(
-    spec: AttentionSpec, trouble: str, counts: Counts, case: dict[str, Any], seen: Counter[str]
-) -> None:
+def _report(spec: AttentionSpec, trouble: str, counts: Counts, case: dict[str, Any], seen: Counter[str]) -> None:
     """Shrink a failure, print it and keep it, one of a kind."""
     kind = _kind(trouble)
     seen[kind] += 1

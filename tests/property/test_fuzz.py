@@ -24,9 +24,7 @@ PLAIN = AttentionSpec()
 
 def test_random_attentions_are_right() -> None:
     """A fixed share of what the long run tries: torch.export once, torch's older exporter for the rest."""
-    counts = fuzz(
-        seconds=600, sites=30, seed=11, exporters=["torch.export"] + ["torchscript"] * 40, tell=False
-    )
+    counts = fuzz(seconds=600, sites=30, seed=11, exporters=["torch.export"] + ["torchscript"] * 40, tell=False)
     assert counts.wrong == 0, counts.cases
     assert not counts.broken, counts.cases
     assert counts.tried >= 30
@@ -38,9 +36,7 @@ def test_random_attentions_are_right() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", (101, 102))
 def test_many_random_attentions_are_right(seed: int) -> None:
-    counts = fuzz(
-        seconds=3600, sites=200, seed=seed, exporters=["torch.export"] + ["torchscript"] * 20, tell=False
-    )
+    counts = fuzz(seconds=3600, sites=200, seed=seed, exporters=["torch.export"] + ["torchscript"] * 20, tell=False)
     assert counts.wrong == 0, counts.cases
     assert not counts.broken, counts.cases
 
@@ -60,9 +56,7 @@ def blind_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof.Prover, "prove", lambda *_: Proof(True, 0.0, 0.0, 1.0))
 
 
-def test_a_wrong_lowering_that_no_proof_stops_is_found(
-    monkeypatch: pytest.MonkeyPatch, blind_proof: None
-) -> None:
+def test_a_wrong_lowering_that_no_proof_stops_is_found(monkeypatch: pytest.MonkeyPatch, blind_proof: None) -> None:
     """Were the proof blind, the comparison with eager would still see a scale that is off by a tenth."""
     build = multi_head.MultiHead.build
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from .runtime.arguments import keywords, with_groups
 from .runtime.failures import fail
 from .runtime.target import TargetName
-
-if TYPE_CHECKING:
-    from .runtime.report import Report
 
 __all__ = ["app", "main"]
 
@@ -31,44 +30,80 @@ _FORMS = "A torch model: .pt, .pt2, TorchScript, state_dict, .safetensors, or a 
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_FORMS, show_default=False)]
 OnnxFile = Annotated[Path, typer.Argument(metavar="X.onnx", help="An ONNX file.", show_default=False)]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="X.onnx", help="Where to write. [default: SOURCE's name]")
-]
-Target = Annotated[TargetName, typer.Option("--target", help="What the graph must run on.")]
-Fuse = Annotated[bool, typer.Option("--fuse-attention/--no-fuse-attention", help="Fuse attention and its neighbours.")]
-Opset = Annotated[int | None, typer.Option("--opset", help="ai.onnx opset, 20 to 23. [default: the target's]")]
-MinRuntime = Annotated[
-    str | None, typer.Option("--min-onnxruntime", metavar="V", help="Oldest onnxruntime. [default: the installed one]")
-]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option("--input", metavar="NAME:DTYPE[DIMS]", help="An input, as ids:int64[batch,seq]; names are dynamic."),
-]
-InputsFile = Annotated[
-    Path | None, typer.Option("--inputs", metavar="FILE", help="Example inputs, .npz or .pt.", show_default=False)
-]
-Factory = Annotated[
-    str | None, typer.Option("--factory", metavar="MOD:FN|FILE.py:FN", help="Builds the module of a state_dict.")
-]
-TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Run whatever a pickled file asks for.")]
-AllowGlobal = Annotated[
-    list[str] | None, typer.Option("--allow-global", metavar="A.B.C", help="A name a pickled file may use.")
-]
-RequireFused = Annotated[
-    str | None, typer.Option("--require-fused", metavar="all|N", help="Write nothing unless so many are fused.")
-]
-DisableFusion = Annotated[
-    list[str] | None, typer.Option("--disable-fusion", metavar="RULE", help="A rule that must not run.")
-]
-ExternalData = Annotated[
-    str, typer.Option("--external-data", metavar="auto|always|never", help="Weights in a file of their own.")
-]
-NoValidate = Annotated[bool, typer.Option("--no-validate", help="Skip the comparison with the source.")]
-NoBench = Annotated[bool, typer.Option("--no-bench", help="Skip the timing.")]
-NoHtml = Annotated[bool, typer.Option("--no-html", help="Leave the report page out.")]
-BenchSeconds = Annotated[float, typer.Option("--bench-seconds", min=0.1, help="Time for the latency run.")]
+Runs = Annotated[TargetName, typer.Option("--target", help="What the graph must run on.")]
 CpuFallback = Annotated[bool, typer.Option("--allow-cpu-fallback", help="Accept checks on the CPU.")]
+Slowdown = Annotated[
+    float | None, typer.Option("--max-slowdown", min=0.0, help="Fail when slower than unfused by this factor.")
+]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the latency run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What graph is made: of export and optimize."""
+
+    target: Runs = "cpu"
+    fuse_attention: Annotated[
+        bool, typer.Option("--fuse-attention/--no-fuse-attention", help="Fuse attention and its neighbours.")
+    ] = True
+    require_fused: Annotated[
+        str | None, typer.Option("--require-fused", metavar="all|N", help="Write nothing unless so many are fused.")
+    ] = None
+    opset: Annotated[int | None, typer.Option("--opset", help="ai.onnx opset, 20 to 23. \\[default: the target's]")] = (
+        None
+    )
+    min_onnxruntime: Annotated[
+        str | None,
+        typer.Option("--min-onnxruntime", metavar="V", help="Oldest onnxruntime. \\[default: the installed one]"),
+    ] = None
+    disable_fusion: Annotated[
+        list[str] | None, typer.Option("--disable-fusion", metavar="RULE", help="A rule that must not run.")
+    ] = None
+    external_data: Annotated[
+        str, typer.Option("--external-data", metavar="auto|always|never", help="Weights in a file of their own.")
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking:
+    """What is done with the graph that was made: of export and optimize."""
+
+    validate: Annotated[
+        bool, typer.Option(" /--no-validate", help="Skip the comparison with the source.", show_default=False)
+    ] = True
+    bench: Annotated[bool, typer.Option(" /--no-bench", help="Skip the timing.", show_default=False)] = True
+    html: Annotated[bool, typer.Option(" /--no-html", help="Leave the report page out.", show_default=False)] = True
+    bench_seconds: Annotated[float, typer.Option("--bench-seconds", min=0.1, help="Time for the latency run.")] = 10.0
+    allow_cpu_fallback: CpuFallback = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a torch source is opened: of every command that takes one."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="NAME:DTYPE[DIMS]", help="An input, as ids:int64\\[batch,seq]; names are dynamic."
+        ),
+    ] = None
+    inputs_file: Annotated[
+        Path | None, typer.Option("--inputs", metavar="FILE", help="Example inputs, .npz or .pt.", show_default=False)
+    ] = None
+    factory: Annotated[
+        str | None, typer.Option("--factory", metavar="MOD:FN|FILE.py:FN", help="Builds the module of a state_dict.")
+    ] = None
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Run whatever a pickled file asks for.")] = False
+    allow_globals: Annotated[
+        list[str] | None, typer.Option("--allow-global", metavar="A.B.C", help="A name a pickled file may use.")
+    ] = None
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; its dataclass parameters are groups of options."""
+    app.command()(with_groups(function))
+    return function
 
 
 def _show_version(value: bool) -> None:
@@ -89,144 +124,68 @@ def _common(
     del version, debug  # --debug is read by main, which also sees errors that come before this
 
 
-@app.command()
+@command
 def export(
     source: Source,
-    output: Output = None,
-    target: Target = "cpu",
-    fuse_attention: Fuse = True,
-    require_fused: RequireFused = None,
-    inputs: Inputs = None,
-    inputs_file: InputsFile = None,
-    factory: Factory = None,
-    trust_pickle: TrustPickle = False,
-    allow_globals: AllowGlobal = None,
-    opset: Opset = None,
-    min_onnxruntime: MinRuntime = None,
-    disable_fusion: DisableFusion = None,
-    external_data: ExternalData = "auto",
-    no_validate: NoValidate = False,
-    no_bench: NoBench = False,
-    no_html: NoHtml = False,
-    bench_seconds: BenchSeconds = 10.0,
-    allow_cpu_fallback: CpuFallback = False,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="X.onnx", help="Where to write. \\[default: SOURCE's name]")
+    ] = None,
+    making: Making,
+    opening: Opening,
+    checking: Checking,
     json: Json = False,
 ) -> None:
     """Export a torch model to ONNX, fuse every attention, compare with eager, time it, report."""
     from .exporter.export import export as run
 
-    artifact = run(
-        source,
-        output=output or _default_output(source),
-        target=target,
-        fuse_attention=fuse_attention,
-        require_fused=require_fused,
-        inputs=inputs or (),
-        inputs_file=inputs_file,
-        factory=factory,
-        trust_pickle=trust_pickle,
-        allow_globals=allow_globals or (),
-        opset=opset,
-        min_onnxruntime=min_onnxruntime,
-        disable_fusion=disable_fusion or (),
-        external_data=external_data,  # type: ignore[arg-type]  # checked by the library, with a message
-        validate=not no_validate,
-        bench=not no_bench,
-        html=not no_html,
-        bench_seconds=bench_seconds,
-        allow_cpu_fallback=allow_cpu_fallback,
-        progress=not json,
-    )
+    place = output or _default_output(source)
+    artifact = run(source, output=place, **keywords(making, opening, checking), progress=not json)
     _finish(artifact.report, json)
 
 
-@app.command()
+@command
 def optimize(
     source: OnnxFile,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="X.onnx", help="Where to write.")],
-    target: Target = "cpu",
-    fuse_attention: Fuse = True,
-    require_fused: RequireFused = None,
-    opset: Opset = None,
-    min_onnxruntime: MinRuntime = None,
-    disable_fusion: DisableFusion = None,
-    external_data: ExternalData = "auto",
-    no_validate: NoValidate = False,
-    no_bench: NoBench = False,
-    no_html: NoHtml = False,
-    bench_seconds: BenchSeconds = 10.0,
-    allow_cpu_fallback: CpuFallback = False,
+    making: Making,
+    checking: Checking,
     json: Json = False,
 ) -> None:
     """Fuse any ONNX file, compare it with what it was, time both, report."""
     from .exporter.optimize import optimize as run
 
-    artifact = run(
-        source,
-        output=output,
-        target=target,
-        fuse_attention=fuse_attention,
-        require_fused=require_fused,
-        opset=opset,
-        min_onnxruntime=min_onnxruntime,
-        disable_fusion=disable_fusion or (),
-        external_data=external_data,  # type: ignore[arg-type]
-        validate=not no_validate,
-        bench=not no_bench,
-        html=not no_html,
-        bench_seconds=bench_seconds,
-        allow_cpu_fallback=allow_cpu_fallback,
-        progress=not json,
-    )
+    artifact = run(source, output=output, **keywords(making, checking), progress=not json)
     _finish(artifact.report, json)
 
 
-@app.command()
+@command
 def validate(
     model: OnnxFile,
     against: Annotated[str, typer.Option("--against", metavar="SOURCE", help="What it was made from.")],
-    target: Target = "cpu",
-    inputs: Inputs = None,
-    inputs_file: InputsFile = None,
-    factory: Factory = None,
-    trust_pickle: TrustPickle = False,
-    allow_globals: AllowGlobal = None,
+    *,
+    target: Runs = "cpu",
+    opening: Opening,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
     """Compare an ONNX file with its source over a grid of shapes and masks."""
     from .exporter.validate import validate as run
 
-    report = run(
-        model,
-        against=against,
-        target=target,
-        inputs=inputs or (),
-        inputs_file=inputs_file,
-        factory=factory,
-        trust_pickle=trust_pickle,
-        allow_globals=allow_globals or (),
-        allow_cpu_fallback=allow_cpu_fallback,
-        progress=not json,
-    )
-    _finish(report, json)
+    where = {"target": target, "allow_cpu_fallback": allow_cpu_fallback}
+    _finish(run(model, against=against, **where, **keywords(opening), progress=not json), json)
 
 
-@app.command()
+@command
 def bench(
     model: OnnxFile,
+    *,
     against: Annotated[str | None, typer.Option("--against", metavar="SOURCE", help="A source to time too.")] = None,
-    target: Target = "cpu",
-    inputs: Inputs = None,
-    inputs_file: InputsFile = None,
-    factory: Factory = None,
-    trust_pickle: TrustPickle = False,
-    allow_globals: AllowGlobal = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for all of it.")] = 10.0,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="[default: all]")] = None,
-    max_slowdown: Annotated[
-        float | None, typer.Option("--max-slowdown", min=0.0, help="Fail when slower than unfused by this factor.")
-    ] = None,
+    target: Runs = "cpu",
+    seconds: Seconds = 10.0,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="\\[default: all]")] = None,
+    max_slowdown: Slowdown = None,
+    opening: Opening,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
@@ -237,24 +196,20 @@ def bench(
         model,
         against=against,
         target=target,
-        inputs=inputs or (),
-        inputs_file=inputs_file,
-        factory=factory,
-        trust_pickle=trust_pickle,
-        allow_globals=allow_globals or (),
         seconds=seconds,
         threads=threads,
         max_slowdown=max_slowdown,
         allow_cpu_fallback=allow_cpu_fallback,
+        **keywords(opening),
         progress=not json,
     )
     _finish(report, json)
 
 
-@app.command()
+@command
 def lock(
     model: OnnxFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: X.lock.json beside it]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="\\[default: X.lock.json beside it]")] = None,
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Whether other weights differ.")] = True,
     json: Json = False,
 ) -> None:
@@ -264,23 +219,18 @@ def lock(
     _show(run(model, output=output, weights=weights), json)
 
 
-@app.command()
+@command
 def check(
     model: OnnxFile,
-    lock: Annotated[Path | None, typer.Option("--lock", help="[default: X.lock.json beside it]")] = None,
+    *,
+    lock: Annotated[Path | None, typer.Option("--lock", help="\\[default: X.lock.json beside it]")] = None,
     against: Annotated[str | None, typer.Option("--against", metavar="SOURCE", help="Compare results too.")] = None,
-    max_slowdown: Annotated[
-        float | None, typer.Option("--max-slowdown", min=0.0, help="Time it; fail when slower than unfused by this.")
-    ] = None,
-    target: Annotated[TargetName | None, typer.Option("--target", help="[default: what the lock says]")] = None,
-    inputs: Inputs = None,
-    inputs_file: InputsFile = None,
-    factory: Factory = None,
-    trust_pickle: TrustPickle = False,
-    allow_globals: AllowGlobal = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the timing.")] = 10.0,
+    max_slowdown: Slowdown = None,
+    target: Annotated[TargetName | None, typer.Option("--target", help="\\[default: what the lock says]")] = None,
+    seconds: Seconds = 10.0,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
     github: Annotated[bool, typer.Option("--github", help="Annotate the GitHub job and write its summary.")] = False,
+    opening: Opening,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
 ) -> None:
@@ -294,24 +244,19 @@ def check(
         against=against,
         max_slowdown=max_slowdown,
         target=target,
-        inputs=inputs or (),
-        inputs_file=inputs_file,
-        factory=factory,
-        trust_pickle=trust_pickle,
-        allow_globals=allow_globals or (),
-        allow_cpu_fallback=allow_cpu_fallback,
         seconds=seconds,
+        allow_cpu_fallback=allow_cpu_fallback,
+        **keywords(opening),
         progress=not json,
     )
     tell(found, junit=junit, github=github)
-    _show(found, json)
-    raise typer.Exit(_EXIT[found.verdict])
+    _finish(found, json)
 
 
-@app.command()
+@command
 def explain(
     subject: Annotated[str, typer.Argument(metavar="MODEL.onnx|RULE", show_default=False)],
-    target: Target = "cpu",
+    target: Runs = "cpu",
     json: Json = False,
 ) -> None:
     """Tell what became of each attention of a model, or what a rule does and when it declines."""
@@ -320,17 +265,15 @@ def explain(
     _show(run(subject, target=target, progress=not json), json)
 
 
-@app.command()
+@command
 def doctor(json: Json = False) -> None:
     """Show versions, the targets that really work here, op libraries, and known problems."""
     from .exporter.doctor import doctor as run
 
-    diagnosis = run()
-    _show(diagnosis, json)
-    raise typer.Exit(_EXIT[diagnosis.verdict])
+    _finish(run(), json)
 
 
-@app.command()
+@command
 def kernels(json: Json = False) -> None:
     """List the project's own op libraries and whether they are built."""
     from .exporter.kernels import kernels as run
@@ -345,9 +288,10 @@ def _default_output(source: str) -> Path:
     return Path(f"{stem or 'model'}.onnx")
 
 
-def _finish(report: Report, json: bool) -> None:
-    _show(report, json)
-    raise typer.Exit(_EXIT[report.verdict])
+def _finish(found: Any, json: bool) -> None:
+    """Show a result that carries a verdict, and end with the verdict's exit status."""
+    _show(found, json)
+    raise typer.Exit(_EXIT[found.verdict])
 
 
 def _show(value: Any, json: bool) -> None:

@@ -21,6 +21,7 @@ from .feeding import input_specs
 from .fusing import libraries_of
 from .measuring import Graph, MakeContender, Reference
 from .onnx_file import open_file
+from .options import SourceOptions
 
 __all__ = ["Source", "Subject", "open_source", "open_subject"]
 
@@ -75,14 +76,14 @@ def open_subject(path: str | Path, target: TargetName, *, allow_cpu_fallback: bo
 
 
 @contextmanager
-def open_source(source: Any, subject: Subject, progress: Progress, **load_options: Any) -> Iterator[Source]:
+def open_source(source: Any, subject: Subject, progress: Progress, options: SourceOptions) -> Iterator[Source]:
     """Open what the subject is compared with; torch is imported only if it is no ONNX file.
 
     Args:
         source: Path of an ONNX file, or what :func:`deployml.exporter.load.load` takes.
         subject: The file under test.
         progress: Shows the stage.
-        load_options: Passed on to the loader.
+        options: How a torch source is opened.
     """
     if isinstance(source, str | Path) and Path(source).suffix.lower() == ".onnx":
         yield _onnx_source(Path(source).expanduser(), subject)
@@ -91,7 +92,7 @@ def open_source(source: Any, subject: Subject, progress: Progress, **load_option
     from .load import load
 
     with progress.stage("load"):
-        loaded = load(source, **load_options)
+        loaded = load(source, **options.keywords())
     with loaded:
         eager = Eager(loaded, widen=True)
         examples = eager.examples()

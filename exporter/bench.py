@@ -11,12 +11,12 @@ from typing import Any
 from ..runtime.progress import Progress
 from ..runtime.report import Report
 from ..runtime.target import TargetName
-from ..runtime.versions import installed
 from .against import Source, open_source, open_subject
 from .artifact import FileNames
 from .feeding import bench_cases, input_specs
 from .measuring import Graph, measure_latency
-from .reporting import total_verdict
+from .options import SourceOptions, picked
+from .reporting import report_on_file
 
 __all__ = ["bench"]
 
@@ -60,23 +60,12 @@ def bench(
     Raises:
         DeploymlError: if a side cannot be opened, or their inputs differ.
     """
-    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
-    with bars, ExitStack() as stack:
+    options = picked(SourceOptions, locals())
+    with Progress.of(progress) as bars, ExitStack() as stack:
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
         source: Source | None = None
         if against is not None:
-            source = stack.enter_context(
-                open_source(
-                    against,
-                    subject,
-                    bars,
-                    inputs=inputs,
-                    inputs_file=inputs_file,
-                    factory=factory,
-                    trust_pickle=trust_pickle,
-                    allow_globals=allow_globals,
-                )
-            )
+            source = stack.enter_context(open_source(against, subject, bars, options))
         specs = source.specs if source is not None else input_specs(subject.model)
         latency = measure_latency(
             _graphs(subject.graph, source),
@@ -87,19 +76,7 @@ def bench(
             threads=threads,
             max_slowdown=max_slowdown,
         )
-        return Report(
-            command="bench",
-            verdict=total_verdict(None, latency),
-            model=subject.graph.path.name,
-            source=subject.graph.path.name if source is None else source.name,
-            target=target,
-            versions=installed(),
-            latency=latency,
-            warnings=() if source is None else source.notes,
-            not_run={"validate": "not part of bench"},
-            libraries=tuple(Path(library).name for library in subject.graph.libraries),
-            stages=bars.stages,
-        )
+        return report_on_file("bench", subject, source, latency=latency, stages=bars.stages)
 
 
 def _graphs(graph: Graph, source: Source | None) -> dict[str, Graph]:

@@ -24,6 +24,7 @@ from .feeding import bench_cases, input_specs, parity_cases
 from .lock import lock_path
 from .measuring import measure_latency, measure_parity
 from .onnx_file import open_file
+from .options import SourceOptions, picked
 from .standing import lock_of, nan_weights
 
 __all__ = ["check"]
@@ -71,11 +72,11 @@ def check(
     Raises:
         DeploymlError: if the model, its lock or the source cannot be opened.
     """
+    options = picked(SourceOptions, locals())
     path = Path(model).expanduser()
     place = lock_path(path) if lock is None else Path(lock).expanduser()
-    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
     sibling = _sibling(path) if max_slowdown is not None else None
-    with bars:
+    with Progress.of(progress) as bars:
         with bars.stage("compare with the lock"):
             locked = read_lock(place)
             subject = open_subject(path, target or _target(locked), allow_cpu_fallback=allow_cpu_fallback)
@@ -86,8 +87,6 @@ def check(
         ran, why = _run(subject, bars)
         parity = latency = None
         if against is not None and not any(f.kind == "load" for f in ran):
-            options = {"inputs": inputs, "inputs_file": inputs_file, "factory": factory}
-            options |= {"trust_pickle": trust_pickle, "allow_globals": allow_globals}
             parity = _parity(subject, against, bars, options)
         if sibling is not None and not any(f.kind == "load" for f in ran):
             latency = _latency(subject, sibling, bars, max_slowdown, seconds)
@@ -156,9 +155,7 @@ def _run(subject: Subject, progress: Progress) -> tuple[list[Finding], str | Non
         try:
             session = subject.graph.open()
         except UnsupportedError as error:
-            return [
-                Finding(kind="load", where=subject.graph.path.name, text=f"does not load: {error.message}")
-            ], None
+            return [Finding(kind="load", where=subject.graph.path.name, text=f"does not load: {error.message}")], None
         names = [output.name for output in session.get_outputs()]
         run = session_runner(session)
         found: dict[str, Finding] = {}
@@ -187,14 +184,12 @@ def _not_numbers(name: str, array: np.ndarray, case: str) -> str | None:
 def _nan_weights(subject: Subject) -> Iterator[Finding]:
     names = nan_weights(subject.model)
     if names:
-        listed = ", ".join(f"'{n}'" for n in names[:5]) + (
-            f" and {len(names) - 5} more" if len(names) > 5 else ""
-        )
+        listed = ", ".join(f"'{n}'" for n in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         yield Finding(kind="nan", where=names[0], text=f"NaN stands in the weights {listed}")
 
 
-def _parity(subject: Subject, against: Any, progress: Progress, options: dict[str, Any]) -> ParityReport:
-    with open_source(against, subject, progress, **options) as source:
+def _parity(subject: Subject, against: Any, progress: Progress, options: SourceOptions) -> ParityReport:
+    with open_source(against, subject, progress, options) as source:
         cases = parity_cases(source.specs, traced=source.traced)
         return measure_parity(subject.graph, None, source.reference(), cases, progress)
 
@@ -241,17 +236,11 @@ def _on_latency(latency: LatencyReport | None, allowed: float | None) -> Iterato
         return
     low, high = 1 / ratio.high, 1 / max(ratio.low, 1e-9)
     took = f"takes {1 / ratio.value:.2f} times as long as the unfused graph (95 % interval {low:.2f} to {high:.2f})"
-    end = {"fail": "more than", "inconclusive": "which does not decide about", "pass": "within"}[
-        ratio.verdict
-    ]
-    yield Finding(
-        kind="latency", where="graph", text=f"{took}, {end} the {allowed:g} allowed", verdict=ratio.verdict
-    )
+    end = {"fail": "more than", "inconclusive": "which does not decide about", "pass": "within"}[ratio.verdict]
+    yield Finding(kind="latency", where="graph", text=f"{took}, {end} the {allowed:g} allowed", verdict=ratio.verdict)
 
 
-def _checked(
-    locked: Lock, *, ran: bool, parity: ParityReport | None, latency: LatencyReport | None
-) -> tuple[str, ...]:
+def _checked(locked: Lock, *, ran: bool, parity: ParityReport | None, latency: LatencyReport | None) -> tuple[str, ...]:
     said = [
         f"{len(locked.sites)} attention sites, {locked.fused} of them fused",
         f"{sum(locked.census.values())} nodes of {len(locked.census)} operators",

@@ -46,8 +46,7 @@ def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool |
             f"'{subject}' is neither an ONNX file nor a rule",
             hint=f"rules: {', '.join(f'{r.code} ({r.name})' for r in registry.RULES)}",
         )
-    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
-    with bars:
+    with Progress.of(progress) as bars:
         model = open_file(path)
         return report_beside(path, model) or dry_run(path, model, target, bars)
 

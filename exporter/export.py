@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.progress import Progress
-from ..runtime.providers import check_available, providers_for
 from ..runtime.target import TargetName
 from .artifact import Artifact
-from .finishing import Checks, finish
-from .fusing import check_required, fuse, known_rules
-from .options import ExternalData, Options, output_path
+from .finishing import Checks, begin, finish
+from .options import ExternalData, Options, SourceOptions, picked
 
 __all__ = ["export"]
 
@@ -81,45 +79,17 @@ def export(
         DeploymlError: The source, the inputs or an option cannot be used; nothing is written.
         VerdictError: ``require_fused`` is unmet (nothing is written), or ``raise_on_failure``.
     """
-    options = Options(
-        target=target,
-        opset=opset,
-        min_onnxruntime=min_onnxruntime,
-        fuse_attention=fuse_attention,
-        require_fused=require_fused,
-        disable_fusion=tuple(disable_fusion),
-        external_data=external_data,
-        validate=validate,
-        bench=bench,
-        html=html,
-        allow_cpu_fallback=allow_cpu_fallback,
-        raise_on_failure=raise_on_failure,
-    )
-    path, resolved = output_path(output), options.resolve()
-    known_rules(options.disable_fusion)
-    if (validate or bench) and not allow_cpu_fallback:
-        check_available(providers_for(resolved)[0])
+    options = picked(Options, locals())
+    opening = picked(SourceOptions, locals())
+    path, resolved = begin(output, options)
+    options.check_available(resolved)
     from .tracing import load_and_translate  # torch is imported only once the options are known to be good
 
-    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
+    examples = {"args": args, "kwargs": kwargs, "dynamic_shapes": dynamic_shapes}
     with (
-        bars,
-        load_and_translate(
-            module_or_path,
-            args=args,
-            kwargs=kwargs,
-            dynamic_shapes=dynamic_shapes,
-            inputs=inputs,
-            inputs_file=inputs_file,
-            factory=factory,
-            trust_pickle=trust_pickle,
-            allow_globals=allow_globals,
-            opset=resolved.opset,
-            progress=bars,
-        ) as traced,
+        Progress.of(progress) as bars,
+        load_and_translate(module_or_path, opening, opset=resolved.opset, progress=bars, **examples) as traced,
     ):
-        fused = fuse(traced.model, resolved, options, bars)
-        check_required(require_fused, fused.sites, model=traced.source)
         checks = Checks(
             reference=traced.reference,
             cases=traced.parity_cases,
@@ -131,7 +101,7 @@ def export(
             "export",
             path,
             source=traced.source,
-            fused=fused,
+            model=traced.model,
             target=resolved,
             options=options,
             checks=checks,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ..runtime.errors import DeploymlBug, VerdictError
 from ..runtime.feeds import Case
 from ..runtime.files import Staging
@@ -15,14 +17,14 @@ from ..runtime.target import Target
 from . import companions
 from .artifact import Artifact, FileNames
 from .bundle import reproducible
-from .fusing import Fused, libraries_of
+from .fusing import check_required, fuse, known_rules, libraries_of
 from .invariants import checker_breach
 from .measuring import Graph, MakeContender, Reference, check_loads, measure_latency, measure_parity
-from .options import Options
+from .options import Options, output_path
 from .reporting import NOT_ASKED, make_report, properties_of
 from .writing import stamp, write_models
 
-__all__ = ["Checks", "finish"]
+__all__ = ["Checks", "begin", "finish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +46,55 @@ class Checks:
     seconds: float = 10.0
 
 
+def begin(output: str | Path, options: Options) -> tuple[Path, Target]:
+    """Check what can be checked before a model is read: where to write, the rules named, the target.
+
+    Raises:
+        InputError: if one of them cannot be.
+    """
+    path, target = output_path(output), options.resolve()
+    known_rules(options.disable_fusion)
+    return path, target
+
+
 def finish(
     command: str,
     output: Path,
     *,
     source: str,
-    fused: Fused,
+    model: ir.Model,
     target: Target,
     options: Options,
     checks: Checks,
     notes: Sequence[str],
     progress: Progress,
 ) -> Artifact:
-    """Write the graphs, check and measure them, write the report; all files appear together or not at all.
+    """Fuse, write the graphs, check and measure them, write the report; all files appear together or not at all.
+
+    Args:
+        command: The command that asks, for the report.
+        output: Where the model goes; the other files lie beside it.
+        source: What the model was made from, without a folder.
+        model: The graph to fuse, which is consumed.
+        target: What it must run on.
+        options: What is to be done.
+        checks: What the result is held against.
+        notes: Sentences for the user, from the stages before.
+        progress: Shows and times the stages.
 
     Raises:
-        VerdictError: with ``raise_on_failure``, after the files are in place.
+        VerdictError: if ``require_fused`` is unmet, and nothing is written; with ``raise_on_failure``, after the files
+            are in place.
         DeploymlError: if the files cannot be written or the graph cannot run on the target here.
         DeploymlBug: if the written graph is not valid.
     """
     names = FileNames(output.name)
+    fused = fuse(model, target, options, progress)
+    check_required(options.require_fused, fused.sites, model=source)
     properties = properties_of(target, fused)
     libraries = libraries_of(fused.model, target.name)
-    for model in (fused.model, fused.unfused):
-        stamp(model, properties=properties)
+    for graph in (fused.model, fused.unfused):
+        stamp(graph, properties=properties)
     with reproducible(fused.unfused):
         breach = checker_breach(fused.model)
         if breach is not None:
@@ -75,7 +102,7 @@ def finish(
     with Staging(output) as staging:
         with progress.stage("write"):
             files = write_models(staging, names, fused.model, fused.unfused, external_data=options.external_data)
-        graph, unfused = (
+        written, unfused = (
             Graph(
                 path=staging.path(name),
                 target=target.name,
@@ -84,7 +111,7 @@ def finish(
             )
             for name in (names.model, names.unfused)
         )
-        parity, latency, not_run = _measure(graph, unfused, options, checks, progress)
+        parity, latency, not_run = _measure(written, unfused, options, checks, progress)
         report = make_report(
             command,
             source=source,

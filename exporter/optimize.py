@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.progress import Progress
-from ..runtime.providers import check_available, providers_for
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
 from .artifact import Artifact
 from .feeding import bench_cases, input_specs, parity_cases
-from .finishing import Checks, finish
+from .finishing import Checks, begin, finish
 from .foreign_origins import adopt_origins
-from .fusing import check_required, fuse, known_rules
 from .measuring import Graph, Reference
 from .onnx_file import lift_opset, read_model
-from .options import ExternalData, Options, output_path
+from .options import ExternalData, Options, picked
 
 __all__ = ["optimize"]
 
@@ -69,35 +67,16 @@ def optimize(
         DeploymlError: The model or an option cannot be used; nothing is written.
         VerdictError: ``require_fused`` is unmet (nothing is written), or ``raise_on_failure``.
     """
-    options = Options(
-        target=target,
-        opset=opset,
-        min_onnxruntime=min_onnxruntime,
-        fuse_attention=fuse_attention,
-        require_fused=require_fused,
-        disable_fusion=tuple(disable_fusion),
-        external_data=external_data,
-        validate=validate,
-        bench=bench,
-        html=html,
-        allow_cpu_fallback=allow_cpu_fallback,
-        raise_on_failure=raise_on_failure,
-    )
-    path = output_path(output)
-    known_rules(options.disable_fusion)
-    options.resolve()
-    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
-    with bars:
+    options = picked(Options, locals())
+    path, _ = begin(output, options)
+    with Progress.of(progress) as bars:
         with bars.stage("load"):
             model, source = read_model(path_or_model)
             adopt_origins(model)
             lifted = lift_opset(model, options.opset)
         resolved = replace(options.resolve(opset=model.graph.opset_imports[""]), opset=model.graph.opset_imports[""])
-        if (validate or bench) and not allow_cpu_fallback:
-            check_available(providers_for(resolved)[0])
+        options.check_available(resolved)
         specs = input_specs(model)
-        fused = fuse(model, resolved, options, bars)
-        check_required(require_fused, fused.sites, model=source)
         checks = Checks(
             reference=_given_graph,
             cases=lambda: parity_cases(specs),
@@ -108,7 +87,7 @@ def optimize(
             "optimize",
             path,
             source=source,
-            fused=fused,
+            model=model,
             target=resolved,
             options=options,
             checks=checks,

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from ..runtime.errors import InputError
 from ..runtime.files import check_writable
+from ..runtime.providers import check_available, providers_for
 from ..runtime.target import Target, TargetName, parse_version
 from ..runtime.versions import onnxruntime_version
 
-__all__ = ["MAX_OPSET", "MIN_ONNXRUNTIME", "MIN_OPSET", "ExternalData", "Options", "output_path", "require_count"]
+__all__ = [
+    "MAX_OPSET",
+    "MIN_ONNXRUNTIME",
+    "MIN_OPSET",
+    "ExternalData",
+    "Options",
+    "SourceOptions",
+    "output_path",
+    "picked",
+    "require_count",
+]
+
+_Chosen = TypeVar("_Chosen", "Options", "SourceOptions")
 
 ExternalData = Literal["auto", "always", "never"]
 
@@ -51,7 +65,7 @@ class Options:
     min_onnxruntime: str | None = None
     fuse_attention: bool = True
     require_fused: str | int | None = None
-    disable_fusion: tuple[str, ...] = ()
+    disable_fusion: Sequence[str] = ()
     external_data: ExternalData = "auto"
     validate: bool = True
     bench: bool = False
@@ -95,6 +109,43 @@ class Options:
                 f"onnxruntime {_text(version)} does not load opset {chosen}", hint="choose a lower --opset"
             )
         return Target(name=self.target, onnxruntime=version, opset=chosen)
+
+    def check_available(self, target: Target) -> None:
+        """Refuse checks that would have no provider to run on, before anything slow begins.
+
+        Raises:
+            ToolchainError: naming the provider that this environment lacks.
+        """
+        if (self.validate or self.bench) and not self.allow_cpu_fallback:
+            check_available(providers_for(target)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """How a torch source is opened.
+
+    Attributes:
+        inputs: Inputs as text, ``NAME:DTYPE[batch,seq,64]``: names are dynamic axes, numbers are fixed.
+        inputs_file: An ``.npz`` or ``.pt`` file of example inputs.
+        factory: ``pkg.mod:build``, ``FILE.py:FN`` or a callable that builds the module a state_dict belongs to.
+        trust_pickle: Run whatever a pickled file asks for.
+        allow_globals: Dotted names a pickled file may use.
+    """
+
+    inputs: Sequence[str] = ()
+    inputs_file: str | Path | None = None
+    factory: str | Callable[[], Any] | None = None
+    trust_pickle: bool = False
+    allow_globals: Sequence[str] = ()
+
+    def keywords(self) -> dict[str, Any]:
+        """The same as keyword arguments of :func:`deployml.exporter.load.load`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def picked(kind: type[_Chosen], arguments: Mapping[str, Any]) -> _Chosen:
+    """The options among the arguments of a public function, ``locals()`` at its start."""
+    return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
 
 
 def require_count(required: Any) -> int | None:

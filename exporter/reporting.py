@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .. import __version__
 from ..passes.rule import ASSUMPTIONS
 from ..runtime.report import LatencyReport, ParityReport, Report, Stage, Verdict
 from ..runtime.target import Target
 from ..runtime.versions import installed
+from .against import Source, Subject
 from .fusing import Fused
 from .options import Options
 
-__all__ = ["NOT_ASKED", "make_report", "properties_of", "total_verdict"]
+__all__ = ["NOT_ASKED", "make_report", "properties_of", "report_on_file", "total_verdict"]
 
 #: Why a check did not run, when the user switched it off.
 NOT_ASKED: Mapping[str, str] = {"validate": "switched off (--no-validate)", "bench": "not asked for"}
@@ -80,5 +82,32 @@ def make_report(
         not_run=skipped,
         files=dict(files),
         libraries=tuple(libraries),
+        stages=tuple(stages),
+    )
+
+
+def report_on_file(
+    command: str,
+    subject: Subject,
+    source: Source | None,
+    *,
+    parity: ParityReport | None = None,
+    latency: LatencyReport | None = None,
+    stages: Sequence[Stage],
+) -> Report:
+    """The report of a validate or a bench run, which measures a file and writes none."""
+    done = {"validate": parity, "bench": latency}
+    return Report(
+        command=command,
+        verdict=total_verdict(parity, latency),
+        model=subject.graph.path.name,
+        source=subject.graph.path.name if source is None else source.name,
+        target=subject.graph.target,
+        versions=installed(),
+        parity=parity,
+        latency=latency,
+        warnings=() if source is None else source.notes,
+        not_run={name: f"not part of {command}" for name, found in done.items() if found is None},
+        libraries=tuple(Path(library).name for library in subject.graph.libraries),
         stages=tuple(stages),
     )

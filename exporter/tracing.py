@@ -5,7 +5,7 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from .inputs.vocabulary import vocabulary_of
 from .load import load
 from .loaded import Loaded
 from .measuring import Graph, MakeContender, Reference
+from .options import SourceOptions
 from .translate import translate
 
 __all__ = ["Traced", "load_and_translate"]
@@ -75,19 +76,19 @@ class Traced:
 
 @contextmanager
 def load_and_translate(
-    source: Any, *, opset: int, progress: Progress, inputs: Sequence[str] = (), **load_options: Any
+    source: Any, options: SourceOptions, *, opset: int, progress: Progress, **examples: Any
 ) -> Iterator[Traced]:
     """Load a model, trace it and translate it; a caller's module is put back when the block is left.
 
     Args:
         source: See :func:`deployml.export`.
+        options: How the source is opened.
         opset: ai.onnx opset of the graph.
         progress: Shows and times the stages.
-        inputs: ``NAME:DTYPE[DIMS]`` texts.
-        load_options: Passed on to :func:`deployml.exporter.load.load`.
+        examples: ``args``, ``kwargs`` and ``dynamic_shapes`` of :func:`deployml.exporter.load.load`.
     """
     with progress.stage("load"):
-        loaded = load(source, inputs=inputs, **load_options)
+        loaded = load(source, **options.keywords(), **examples)
     with loaded:
         with progress.stage("trace"):
             captured = capture(loaded)

@@ -9,11 +9,11 @@ from typing import Any
 from ..runtime.progress import Progress
 from ..runtime.report import Report
 from ..runtime.target import TargetName
-from ..runtime.versions import installed
 from .against import open_source, open_subject
 from .feeding import parity_cases
 from .measuring import measure_parity
-from .reporting import total_verdict
+from .options import SourceOptions, picked
+from .reporting import report_on_file
 
 __all__ = ["validate"]
 
@@ -51,31 +51,10 @@ def validate(
     Raises:
         DeploymlError: if either side cannot be opened, or their inputs differ.
     """
-    bars = progress if isinstance(progress, Progress) else Progress(enabled=progress)
-    with bars:
+    options = picked(SourceOptions, locals())
+    with Progress.of(progress) as bars:
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
-        with open_source(
-            against,
-            subject,
-            bars,
-            inputs=inputs,
-            inputs_file=inputs_file,
-            factory=factory,
-            trust_pickle=trust_pickle,
-            allow_globals=allow_globals,
-        ) as source:
+        with open_source(against, subject, bars, options) as source:
             cases = parity_cases(source.specs, traced=source.traced)
             parity = measure_parity(subject.graph, None, source.reference(), cases, bars)
-        return Report(
-            command="validate",
-            verdict=total_verdict(parity, None),
-            model=subject.graph.path.name,
-            source=source.name,
-            target=target,
-            versions=installed(),
-            parity=parity,
-            warnings=source.notes,
-            not_run={"bench": "not part of validate"},
-            libraries=tuple(Path(library).name for library in subject.graph.libraries),
-            stages=bars.stages,
-        )
+        return report_on_file("validate", subject, source, parity=parity, stages=bars.stages)

@@ -55,6 +55,11 @@ class Progress:
         self._stages: list[Stage] = []
         self._depth = 0
 
+    @classmethod
+    def of(cls, wanted: bool | Progress) -> Progress:
+        """What the ``progress`` of a public function means: this one, or a new one with or without bars."""
+        return wanted if isinstance(wanted, Progress) else cls(enabled=wanted)
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that are done, in the order they ended."""

@@ -1,6 +1,8 @@
 """A pytest fixture for people whose CI is pytest: ``deployml_check(model)`` holds a model against its lock.
 
-Switch it on in ``conftest.py``: ``pytest_plugins = ["deployml.runtime.integrations.pytest_plugin"]``.
+pytest finds it where deployml is installed (entry point ``pytest11``); elsewhere, and with plug-ins switched off,
+``pytest_plugins = ["deployml.runtime.integrations.pytest_plugin"]`` in ``conftest.py`` does the same. Nothing but
+pytest is imported before a test asks for the fixture.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ..drift import CheckReport
-from ..report import from_json
+if TYPE_CHECKING:
+    from ..drift import CheckReport
 
 __all__ = ["deployml_check"]
 
@@ -39,6 +42,9 @@ def _check(
     seconds: float | None = None,
     options: Sequence[str] = (),
 ) -> CheckReport:
+    from ..drift import CheckReport
+    from ..report import from_json
+
     given = {"--lock": lock, "--against": against, "--max-slowdown": max_slowdown, "--seconds": seconds}
     arguments = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
     command = [sys.executable, "-m", "deployml.cli", "check", str(model), *arguments, *options, "--json"]

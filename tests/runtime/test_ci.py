@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 import textwrap
+import tomllib
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -40,9 +42,7 @@ def test_annotations_point_to_the_users_line():
 
 
 def test_a_hostile_name_begins_no_command_and_no_table_cell():
-    bad = replace(
-        REPORT, model=HOSTILE, findings=(replace(LOST, text=HOSTILE, where=HOSTILE, source=HOSTILE + ":1"),)
-    )
+    bad = replace(REPORT, model=HOSTILE, findings=(replace(LOST, text=HOSTILE, where=HOSTILE, source=HOSTILE + ":1"),))
     lines = annotations(bad).splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("::error ")
@@ -75,9 +75,7 @@ def test_tell_writes_what_was_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "page.md"))
     (tmp_path / "page.md").write_text("of another step\n")
     tell(REPORT, junit=tmp_path / "j.xml", github=True)
-    assert (
-        (tmp_path / "page.md").read_text(encoding="utf-8").startswith("of another step\n## ❌ deployml check")
-    )
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").startswith("of another step\n## ❌ deployml check")
     assert (tmp_path / "j.xml").read_text().startswith("<?xml")
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -87,9 +85,8 @@ def test_tell_writes_what_was_asked_for(tmp_path, monkeypatch, capsys):
 
 
 MODEL = '<ir_version: 10, opset_import: ["": 20]> g (float[n] x) => (float[n] y) { y = Relu(x) }'
+PLUGIN = 'pytest_plugins = ["deployml.runtime.integrations.pytest_plugin"]\n'
 TESTS = """
-pytest_plugins = ["deployml.runtime.integrations.pytest_plugin"]
-
 def test_same(deployml_check):
     assert deployml_check("m.onnx").verdict == "pass"
 
@@ -116,9 +113,24 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_the_pytest_fixture_fails_with_sentences(project):
+@pytest.fixture
+def entry_points(tmp_path, checkout):
+    """The entry points of pyproject.toml as an installed distribution has them; its folder."""
+    declared = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
+    folder = tmp_path / "site" / "deployml_entry_points-0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: deployml-entry-points\nVersion: 0\n")
+    lines = "".join(f"{name} = {module}\n" for name, module in declared.items())
+    (folder / "entry_points.txt").write_text(f"[pytest11]\n{lines}")
+    return folder.parent
+
+
+def test_pytest_finds_the_fixture_which_fails_with_sentences(project, entry_points):
+    (project / "conftest.py").write_text(PLUGIN)  # named as well as found: neither stands in the other's way
+    path = os.pathsep.join([str(entry_points), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_models.py"]
-    ran = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": path}
+    ran = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=environment)
     assert "2 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
     assert "operators changed: Neg 0 -> 1, Relu 1 -> 0" in ran.stdout
     assert "none.onnx" in ran.stdout

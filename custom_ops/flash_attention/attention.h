@@ -10,6 +10,20 @@ namespace deployml {
 
 enum class Element : int { kFloat32, kFloat16, kBFloat16 };
 
+/// The optional parts of a call, one bit each: signature.h makes the operator's names of them.
+enum Part : unsigned {
+  kBnsh = 1,
+  kPast = 2,
+  kCache = 4,
+  kLengths = 8,
+  kMask = 16,
+  kBias = 32,
+  kSlopes = 64,
+  kTable = 128,
+  kSink = 256,
+  kWeights = 512,
+};
+
 /// A 4-D tensor (batch, head, row, column) with element strides; the column stride is 1 unless `column` says 0.
 struct View {
   const void* data = nullptr;
@@ -30,7 +44,7 @@ struct AttentionCall {
   int64_t heads = 0;
   int64_t kv_heads = 0;
   int64_t queries = 0;
-  int64_t keys = 0;  // past included
+  int64_t keys = 0;  // past included; with a cache, its capacity
   int64_t head_dim = 0;
   int64_t value_dim = 0;
 
@@ -42,14 +56,25 @@ struct AttentionCall {
 
   View query, key, value;           // element type `element`
   View output;                      // written; `data` is mutable memory
+  View weights;                     // written when there: (batch, heads, queries, keys) of `element`
   const int32_t* lengths = nullptr;  // (batch), each in [0, keys]
   View mask;                        // bytes, 0 = excluded; strides may be 0
   View bias;                        // element type `element`; strides may be 0
   const void* slopes = nullptr;     // (heads), element type `element`
   const void* sink = nullptr;       // (heads), element type `element`
 
+  // Relative positions: table[h * table_head + reach + clamp(j - p(i), -reach, reach)] is added to the capped scores,
+  // with reach = table_size / 2 and table_size odd. Element type `element`; table_head is 0 for one row for all heads.
+  const void* table = nullptr;
+  int64_t table_size = 0;
+  int64_t table_head = 0;
+
   // Past keys and values, (batch, kv_heads, past, dim) contiguous. When present, `key` and `value` hold only the
-  // `queries` new rows and the backend first writes past and new rows to present, then attends to present.
+  // `fresh` new rows and the backend first writes past and new rows to present, then attends to present. Without a
+  // cache the new rows follow the past. With one, past and present are buffers of `keys` rows, the new rows become
+  // [length(b) - fresh, length(b)) and those before row 0 are dropped; present may be the same memory as past.
+  bool cache = false;
+  int64_t fresh = 0;
   int64_t past = 0;
   const void* past_key = nullptr;
   const void* past_value = nullptr;
@@ -69,7 +94,7 @@ struct Runtime {
 /// A backend: where it runs and how it is called. `launch` returns nullptr or a static message.
 struct Backend {
   const char* provider;  // execution provider, nullptr for the CPU
-  bool (*supports)(Element element);
+  bool (*supports)(Element element, unsigned parts);  // parts: bits of Part
   const char* (*launch)(const AttentionCall& call, const Runtime& runtime);
 };
 

@@ -137,17 +137,36 @@ def _write(w: _Writer, signature: Signature, given: Mapping[str, ir.Value]) -> l
     if signature.past:
         key = w.op("Concat", given["past_key"], key, axis=2)
         value = w.op("Concat", given["past_value"], value, axis=2)
+    if signature.cache:
+        key = _written(w, given["past_key"], key, given["key_lengths"])
+        value = _written(w, given["past_value"], value, given["key_lengths"])
     scores = _scores(w, query, key, heads, kv_heads)
     scores = _shaped(w, signature, given, scores)
-    output = _softmax_times(w, given.get("sink"), scores, value, kv_heads)
+    weights, empty = _softmax(w, given.get("sink"), scores)
+    zero = w.constant(0.0, np.float32)
+    output = w.op("Where", empty, zero, _times(w, weights, value, kv_heads))
     output = w.op("CastLike", output, given["query"])
     if signature.layout == "bsnh":
         width = w.op("Mul", w.size(output, 1), w.size(output, 3))
         turned = w.op("Transpose", output, perm=[0, 2, 1, 3])
         output = w.shape(turned, w.size(output, 0), w.size(output, 2), width)
-    if not signature.past:
+    if signature.weights:
+        return [output, w.op("CastLike", w.op("Where", empty, zero, weights), given["query"])]
+    if not (signature.past or signature.cache):
         return [output]
     return [output, w.op("Identity", key), w.op("Identity", value)]
+
+
+def _written(w: _Writer, buffer: ir.Value, fresh: ir.Value, lengths: ir.Value) -> ir.Value:
+    """The buffer (B, Nkv, C, D) with the rows of ``fresh`` as the last ones of each length."""
+    rows = w.size(fresh, 2)
+    row = w.op("Sub", _range(w, w.size(buffer, 2), 3), w.op("Sub", _lengths(w, lengths, rows), rows))
+    inside = w.op("And", w.op("GreaterOrEqual", row, w.ints(0)), w.op("Less", row, rows))
+    # Without new rows there is nothing to gather from: a row of zeros stands behind them, and is never kept.
+    padded = w.op("Pad", fresh, w.ints(0, 0, 0, 0, 0, 0, 1, 0))
+    clipped = w.op("Min", w.op("Max", row, w.ints(0)), rows)
+    index = w.op("Expand", clipped, w.op("Shape", buffer))
+    return w.op("Where", inside, w.op("GatherElements", padded, index, axis=2), buffer)
 
 
 def _heads_first(w: _Writer, x: ir.Value, heads: ir.Value, signature: Signature) -> ir.Value:
@@ -192,6 +211,8 @@ def _shaped(w: _Writer, signature: Signature, given: Mapping[str, ir.Value], sco
         slopes = w.op("Reshape", _float(w, given["slopes"]), w.ints(-1, 1, 1))
         distance = _float(w, w.op("Abs", w.op("Sub", position, j)))
         scores = w.op("Sub", scores, w.op("Mul", slopes, distance))
+    if signature.table:
+        scores = w.op("Add", scores, _looked_up(w, given["table"], w.op("Sub", j, position)))
     if signature.bias:
         scores = w.op("Add", scores, _float(w, given["bias"]))
     keep = _window(w, position, j)
@@ -200,6 +221,14 @@ def _shaped(w: _Writer, signature: Signature, given: Mapping[str, ir.Value], sco
     if signature.mask:
         keep = w.op("And", keep, given["mask"])
     return w.op("Where", keep, scores, w.constant(-np.inf, np.float32))
+
+
+def _looked_up(w: _Writer, table: ir.Value, distance: ir.Value) -> ir.Value:
+    """The entries of a (N or 1, 2D + 1) table at distances (B or 1, 1, S, T), as (B or 1, N or 1, S, T)."""
+    reach = w.op("Div", w.size(table, 1), w.ints(2))
+    clipped = w.op("Min", w.op("Max", distance, w.op("Neg", reach)), reach)
+    found = w.op("Gather", _float(w, table), w.op("Add", clipped, reach), axis=1)  # (N or 1, B or 1, 1, S, T)
+    return w.op("Transpose", w.op("Squeeze", found, w.ints(2)), perm=[1, 0, 2, 3])
 
 
 def _lengths(w: _Writer, lengths: ir.Value | None, keys: ir.Value) -> ir.Value:
@@ -247,10 +276,8 @@ def _capped(w: _Writer, scores: ir.Value) -> ir.Value:
     )
 
 
-def _softmax_times(
-    w: _Writer, sink: ir.Value | None, scores: ir.Value, value: ir.Value, kv_heads: ir.Value
-) -> ir.Value:
-    """Softmax (with the sink as one more column) times the values; rows of -inf give 0."""
+def _softmax(w: _Writer, sink: ir.Value | None, scores: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Softmax with the sink as one more column that is cut off again, and which rows have no key: NaN stands there."""
     keys = w.size(scores, 3)
     if sink is not None:
         column = w.op("Reshape", _float(w, sink), w.ints(1, -1, 1, 1))
@@ -260,8 +287,10 @@ def _softmax_times(
     weights = w.op("Softmax", scores, axis=-1)
     if sink is not None:
         weights = w.op("Slice", weights, w.ints(0), keys, w.ints(3))
+    return weights, w.op("Equal", top, w.constant(-np.inf, np.float32))
+
+
+def _times(w: _Writer, weights: ir.Value, value: ir.Value, kv_heads: ir.Value) -> ir.Value:
+    """Weights (B, N, S, T) times the values of each head's group."""
     product = w.op("MatMul", _grouped(w, weights, kv_heads), w.op("Unsqueeze", _float(w, value), w.ints(2)))
-    rows, heads = w.size(scores, 2), w.size(scores, 1)
-    output = w.shape(product, w.size(scores, 0), heads, rows, w.size(value, 3))
-    empty = w.op("Equal", top, w.constant(-np.inf, np.float32))
-    return w.op("Where", empty, w.constant(0.0, np.float32), output)
+    return w.shape(product, w.size(weights, 0), w.size(weights, 1), w.size(weights, 2), w.size(value, 3))

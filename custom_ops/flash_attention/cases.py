@@ -37,6 +37,7 @@ class Case:
         name: What is special about it.
         batch, heads, kv_heads, queries, keys, head_dim, value_dim: Sizes; ``keys`` does not count the past.
         past: Past keys, None for a call without past.
+        cache: Capacity of the buffers that the keys are written into, None for a call without them.
         dtype: Type of the tensors.
         layout: "bsnh" or "bnsh".
         lengths: Keys of each row, or None.
@@ -45,6 +46,9 @@ class Case:
         fill: Value of the bias where it excludes ("-inf", a number), None for a random bias throughout.
         excluded: "left", "right" or "random": which keys mask and filled bias exclude.
         slopes, sink: The input is given.
+        table: Distances the relative-position table holds to either side, None for no table.
+        shared: The table has one row for all heads.
+        weights: The softmax result comes out too.
         options: Attributes besides the head counts.
         seed: Of the random inputs.
     """
@@ -58,6 +62,7 @@ class Case:
     head_dim: int = 16
     value_dim: int = 16
     past: int | None = None
+    cache: int | None = None
     dtype: DType = "float32"
     layout: Literal["bsnh", "bnsh"] = "bsnh"
     lengths: tuple[int, ...] | None = None
@@ -67,6 +72,9 @@ class Case:
     excluded: Literal["left", "right", "random"] = "random"
     slopes: bool = False
     sink: bool = False
+    table: int | None = None
+    shared: bool = False
+    weights: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -76,11 +84,14 @@ class Case:
         return Signature(
             layout=self.layout,
             past=self.past is not None,
+            cache=self.cache is not None,
             lengths=self.lengths is not None,
             mask=self.mask is not None,
             bias=self.bias is not None,
             slopes=self.slopes,
+            table=self.table is not None,
             sink=self.sink,
+            weights=self.weights,
         )
 
     @property
@@ -90,8 +101,8 @@ class Case:
 
     @property
     def total(self) -> int:
-        """Keys with the past."""
-        return self.keys + (self.past or 0)
+        """Keys with the past, or that the cache holds."""
+        return self.keys + (self.past or 0) if self.cache is None else self.cache
 
 
 def make_inputs(case: Case) -> dict[str, npt.NDArray]:
@@ -113,9 +124,10 @@ def make_inputs(case: Case) -> dict[str, npt.NDArray]:
         "key": rows(c.kv_heads, c.keys, c.head_dim),
         "value": rows(c.kv_heads, c.keys, c.value_dim),
     }
-    if c.past is not None:
-        given["past_key"] = normal(c.batch, c.kv_heads, c.past, c.head_dim)
-        given["past_value"] = normal(c.batch, c.kv_heads, c.past, c.value_dim)
+    before = c.past if c.cache is None else c.cache
+    if before is not None:
+        given["past_key"] = normal(c.batch, c.kv_heads, before, c.head_dim)
+        given["past_value"] = normal(c.batch, c.kv_heads, before, c.value_dim)
     if c.lengths is not None:
         given["key_lengths"] = np.array(c.lengths, np.int32)
     if c.mask is not None:
@@ -128,6 +140,8 @@ def make_inputs(case: Case) -> dict[str, npt.NDArray]:
                 given["bias"] = filled.astype(dtype)
     if c.slopes:
         given["slopes"] = (2.0 ** -np.arange(1, c.heads + 1)).astype(dtype)
+    if c.table is not None:
+        given["table"] = normal(1 if c.shared else c.heads, 2 * c.table + 1)
     if c.sink:
         given["sink"] = normal(c.heads)
     return given
@@ -164,7 +178,7 @@ def bound(case: Case, inputs: Mapping[str, npt.NDArray]) -> float:
 
 def cases() -> tuple[Case, ...]:
     """Every case of the matrix. Names are unique."""
-    return tuple(_with_unique_names([*_sizes(), *_aligned(), *_masks(), *_extras(), *_halves()]))
+    return tuple(_with_unique_names([*_sizes(), *_aligned(), *_masks(), *_extras(), *_caches(), *_tables(), *_weights(), *_halves()]))
 
 
 def _with_unique_names(found: list[Case]) -> Iterator[Case]:
@@ -276,6 +290,51 @@ def _extras() -> Iterator[Case]:
             )
 
 
+def _caches() -> Iterator[Case]:
+    for layout in ("bsnh", "bnsh"):
+        for new, capacity, lengths in ((1, 40, (40, 7)), (5, 90, (33, 5)), (30, 600, (600, 12)), (0, 8, (8, 0))):
+            yield Case(
+                name=f"cache {capacity} {lengths} +{new} {layout}",
+                cache=capacity,
+                queries=max(new, 1),
+                keys=new,
+                lengths=lengths,
+                layout=layout,
+                heads=4,
+                options={"causal": 1, "lower_right": 1},
+            )
+    yield Case(name="cache, mask, bias", cache=50, queries=3, keys=3, lengths=(50, 20), mask="bk", bias="hqk")
+
+
+def _tables() -> Iterator[Case]:
+    for queries, keys in ((1, 40), (40, 40), (70, 530), (30, 90)):
+        shape = {"queries": queries, "keys": keys}
+        at = f"{queries}x{keys}"
+        for reach in (0, 3, 20, 128, 700):
+            yield Case(name=f"table {reach} {at}", table=reach, heads=4, **shape)
+        yield Case(name=f"table of one head {at}", table=9, shared=True, **shape)
+        yield Case(name=f"table lower right {at}", table=9, options={"lower_right": 1, "causal": 1}, **shape)
+        yield Case(name=f"table, mask, softcap {at}", table=9, mask="bk", options={"softcap": 3.0}, **shape)
+        yield Case(name=f"table, low bias {at}", table=9, bias="bk", fill=-1e4, excluded="right", **shape)
+        yield Case(name=f"table, lengths {at}", table=9, lengths=(keys, keys // 3), sink=True, **shape)
+
+
+def _weights() -> Iterator[Case]:
+    for queries, keys in ((1, 40), (40, 40), (33, 530), (3, 700)):
+        shape = {"queries": queries, "keys": keys, "weights": True}
+        at = f"{queries}x{keys}"
+        yield Case(name=f"weights {at}", **shape)
+        yield Case(name=f"weights causal {at}", options={"causal": 1, "lower_right": 1}, **shape)
+        yield Case(name=f"weights window {at}", options={"window_left": 3, "window_right": 2}, **shape)
+        yield Case(name=f"weights mask {at}", mask="bqk", heads=4, **shape)
+        yield Case(name=f"weights low bias {at}", bias="bk", fill=-1e4, excluded="left", layout="bnsh", **shape)
+        yield Case(name=f"weights sink, lengths {at}", sink=True, lengths=(0, keys // 2), **shape)
+        yield Case(name=f"weights table, softcap {at}", table=5, options={"softcap": 3.0}, **shape)
+        for dtype in ("float16", "bfloat16"):
+            yield Case(name=f"weights {at} {dtype}", dtype=dtype, mask="k", **shape)
+    yield Case(name="weights, no key", keys=0, queries=3, weights=True)
+
+
 def _halves() -> Iterator[Case]:
     halves: tuple[DType, ...] = ("float16", "bfloat16")
     for dtype in halves:
@@ -299,7 +358,11 @@ def random_case(seed: int, *, largest: int = 80) -> Case:
     kv_heads = pick(1, 1, 2, 3)
     queries, new = pick(1, 1, 2, 5, int(rng.integers(1, largest))), int(rng.integers(0, largest * pick(1, 1, 8)))
     past = pick(None, None, None, 0, int(rng.integers(0, largest)))
-    batch, total = pick(1, 2, 3), new + (past or 0)
+    batch = pick(1, 2, 3)
+    cache = None if past is not None else pick(None, None, None, new + int(rng.integers(0, largest)))
+    total = cache if cache is not None else new + (past or 0)
+    lengths = pick(None, None, tuple(int(x) for x in rng.integers(0, total + 1, batch)))
+    table = pick(None, None, 0, 3, int(rng.integers(0, 2 * largest)))
     axes = ("", "k", "bk", "q", "qk", "bqk", "hk", "hqk", "bhqk")
     options = {
         "causal": pick(0, 1),
@@ -319,14 +382,18 @@ def random_case(seed: int, *, largest: int = 80) -> Case:
         head_dim=pick(8, 16, 64, int(rng.integers(1, 100))),
         value_dim=pick(8, 16, 64, int(rng.integers(1, 100))),
         past=past,
+        cache=cache,
         dtype=pick("float32", "float32", "float32", "float16", "bfloat16"),
         layout=pick("bsnh", "bnsh"),
-        lengths=pick(None, None, tuple(int(x) for x in rng.integers(0, total + 1, batch))),
+        lengths=lengths if cache is None or lengths is not None else (total,) * batch,
         mask=pick(None, None, pick(*axes)),
         bias=pick(None, None, pick(*axes)),
         fill=pick(None, -np.inf, -3.4e38, -1e4, -30.0),
         excluded=pick("left", "right", "random"),
-        slopes=pick(False, False, True),
+        slopes=pick(False, False, True) and table is None,
+        table=table,
+        shared=pick(False, True),
+        weights=pick(False, False, False, True) and past is None and cache is None,
         sink=pick(False, False, True),
         options=options,
         seed=seed,

@@ -104,21 +104,23 @@ void run_task(void* user, size_t index) {
   if (!loop().run(call, task, thread_scratch)) split.failed = true;
 }
 
-/// Writes past and new rows of one key-value head to the present tensors.
+/// Writes past and new rows of one key-value head to the present tensors; a past that lies there already is left.
 void append_head(void* user, size_t index) {
   const AttentionCall& call = *static_cast<const AttentionCall*>(user);
   const size_t size = bytes_of(call.element);
   const int64_t b = int64_t(index) / call.kv_heads, h = int64_t(index) % call.kv_heads;
+  const int64_t start = call.cache ? call.lengths[b] - call.fresh : call.past;
+  const int64_t skipped = start < 0 ? -start : 0;
   const auto append = [&](const View& fresh, const void* past, void* present, int64_t dim) {
     const size_t row = size_t(dim) * size;
     char* out = static_cast<char*>(present) + index * size_t(call.keys) * row;
-    if (call.past > 0)
+    if (call.past > 0 && past != present)
       std::memcpy(out, static_cast<const char*>(past) + index * size_t(call.past) * row,
                   size_t(call.past) * row);
     const char* from =
-        static_cast<const char*>(fresh.data) + size_t(b * fresh.batch + h * fresh.head) * size;
-    for (int64_t i = call.past; i < call.keys; ++i, from += size_t(fresh.row) * size)
-      std::memcpy(out + size_t(i) * row, from, row);
+        static_cast<const char*>(fresh.data) + size_t(b * fresh.batch + h * fresh.head + skipped * fresh.row) * size;
+    for (int64_t i = skipped; i < call.fresh; ++i, from += size_t(fresh.row) * size)
+      std::memcpy(out + size_t(start + i) * row, from, row);
   };
   append(call.key, call.past_key, call.present_key, call.head_dim);
   append(call.value, call.past_value, call.present_value, call.value_dim);
@@ -145,7 +147,7 @@ const char* launch(const AttentionCall& given, const Runtime& runtime) {
   return split.failed ? "no memory for a tile of scores" : nullptr;
 }
 
-bool supports(Element) { return true; }
+bool supports(Element, unsigned) { return true; }
 
 }  // namespace
 

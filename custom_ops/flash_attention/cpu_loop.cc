@@ -45,10 +45,13 @@ class Task {
     state_rows_ = round_up(padded_rows_, kWidth);
     depth_ = round_up(call.head_dim, kWidth);
     value_width_ = round_up(call.value_dim, kWidth);
+    reach_ = call.table_size / 2;
+    table_width_ = call.table != nullptr ? call.table_size + 2 * kWidth : 0;
   }
 
   bool run(ThreadScratch scratch) {
     if (!allocate(scratch)) return false;
+    if (call_.table != nullptr) load_tables();
     Range all{call_.keys, 0};
     for (int64_t i = 0; i < blocks_; ++i) {
       Block block = make_block(i);
@@ -62,6 +65,8 @@ class Task {
     for (int64_t start = all.begin / kTile * kTile; start < all.end; start += kTile)
       visit_tile(start, smaller(kTile, all.end - start));
     for (int64_t i = 0; i < blocks_; ++i) finish(list_[i]);
+    for (int64_t start = 0; call_.weights.data != nullptr && start < call_.keys; start += kTile)
+      write_weights(start, smaller(kTile, call_.keys - start));
     return true;
   }
 
@@ -70,7 +75,7 @@ class Task {
     block_size_ = padded_rows_ * (depth_ + value_width_) + 2 * state_rows_;
     const int64_t packed = direct_ ? 0 : kTile * (depth_ + value_width_);
     const int64_t rows = padded_rows_ * (kTile + kWidth) + 2 * state_rows_;
-    const int64_t floats = blocks_ * block_size_ + packed + rows + kWidth;
+    const int64_t floats = blocks_ * block_size_ + packed + rows + group_ * table_width_ + kWidth;
     const size_t list = sizeof(Block) * size_t(blocks_);
     char* memory = static_cast<char*>(scratch(size_t(floats) * sizeof(float) + list + 64));
     if (memory == nullptr) return false;
@@ -79,6 +84,7 @@ class Task {
     packed_key_ = next, next += direct_ ? 0 : kTile * depth_;
     packed_value_ = next, next += direct_ ? 0 : kTile * value_width_;
     block_memory_ = next, next += blocks_ * block_size_;
+    tables_ = next, next += group_ * table_width_;
     lanes_ = next, next += padded_rows_ * kWidth;
     top_ = next, next += state_rows_;
     factor_ = next, next += state_rows_;
@@ -118,7 +124,23 @@ class Task {
     fill(block.state.total, state_rows_, 0.0f);
   }
 
-  /// The largest |query . key| the block can meet; infinity when that is not known.
+  /// Widens the tables of the task's heads and repeats their ends, so that any distance can be read a vector at a time.
+  void load_tables() {
+    for (int64_t h = 0; h < group_; ++h) {
+      const T* source = static_cast<const T*>(call_.table) + (task_.kv_head * group_ + h) * call_.table_head;
+      float* table = tables_ + h * table_width_;
+      fill(table, kWidth, widen(source[0]));
+      for (int64_t d = 0; d < call_.table_size; ++d) table[kWidth + d] = widen(source[d]);
+      fill(table + kWidth + call_.table_size, kWidth, widen(source[call_.table_size - 1]));
+    }
+  }
+
+  /// The head's table at distance 0.
+  const float* table_of(int64_t head) const {
+    return tables_ + (head - task_.kv_head * group_) * table_width_ + kWidth + reach_;
+  }
+
+  /// The largest |logit before the bias| the block can meet; infinity when that is not known.
   float score_bound(const Block& block) {
     // Decoding reads the keys once; a second pass for the bound would cost as much as it could save.
     if (call_.slopes != nullptr || direct_) return kInfinity;
@@ -131,7 +153,18 @@ class Task {
     }
     const float bound = 1.001f * __builtin_sqrtf(query_norm) * __builtin_sqrtf(key_norm_);
     if (!(bound < kInfinity)) return kInfinity;
-    return call_.softcap != 0.0f && call_.softcap < bound ? call_.softcap : bound;
+    const float capped = call_.softcap != 0.0f && call_.softcap < bound ? call_.softcap : bound;
+    return call_.table != nullptr ? capped + largest_in_table(block.head) : capped;
+  }
+
+  float largest_in_table(int64_t head) const {
+    float most = 0.0f;
+    for (int64_t d = -reach_; d <= reach_; ++d) {
+      const float size = __builtin_fabsf(table_of(head)[d]);
+      most = size <= most ? most : size;  // NaN stays, and no bound holds
+      if (size != size) return kInfinity;
+    }
+    return most;
   }
 
   float largest_key_norm() {
@@ -246,12 +279,7 @@ class Task {
   void visit_block(const Block& block, int64_t start, int64_t count, const Range& columns) {
     const bool plain = untouched(block, start, columns);
     if (plain) fill(lanes_, block.rows * kWidth, -kInfinity);
-    for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
-      const int vectors = int(smaller(kPanelVectors, (count - j + kWidth - 1) / kWidth));
-      prefetch_bias(block, start, columns, j);
-      multiply(block.query, depth_, packed_key_ + j * call_.head_dim, vectors, scores_ + j, kTile, block.rows,
-               call_.head_dim, {nullptr, plain ? lanes_ : nullptr});
-    }
+    multiply_keys(block, start, count, columns, plain ? lanes_ : nullptr);
     for (int64_t r = 0; r < block.rows; ++r)
       top_[r] = plain ? reduce_max(load(lanes_ + r * kWidth)) : shape(block, r, start, columns);
     weigh(block, columns);
@@ -261,6 +289,23 @@ class Task {
       multiply(scores_ + columns.begin, kTile, panel, vectors, block.output + c, value_width_, block.rows,
                columns.end - columns.begin, {factor_, nullptr});
     }
+  }
+
+  /// scores_ becomes query . key for these columns; `top`, where given, is raised to the largest of each lane.
+  void multiply_keys(const Block& block, int64_t start, int64_t count, const Range& columns, float* top) {
+    for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
+      const int vectors = int(smaller(kPanelVectors, (count - j + kWidth - 1) / kWidth));
+      prefetch_bias(block, start, columns, j);
+      multiply(block.query, depth_, packed_key_ + j * call_.head_dim, vectors, scores_ + j, kTile, block.rows,
+               call_.head_dim, {nullptr, top});
+    }
+  }
+
+  /// The same, reading the keys where they lie.
+  void dot_row(const Block& block, int64_t r, int64_t start, const Range& columns) {
+    const int64_t aligned = columns.begin / kWidth * kWidth;
+    dot_keys(block.query + r * depth_, key_at(start + aligned), call_.key.row, columns.end - aligned,
+             call_.head_dim, scores_ + r * kTile + aligned);
   }
 
   /// Asks for a share of the tile's bias, a few whole rows, while the panel at column `j` is computed.
@@ -275,10 +320,8 @@ class Task {
   }
 
   void visit_direct(const Block& block, int64_t start, const Range& columns) {
-    const int64_t aligned = columns.begin / kWidth * kWidth;
     for (int64_t r = 0; r < block.rows; ++r) {
-      dot_keys(block.query + r * depth_, key_at(start + aligned), call_.key.row, columns.end - aligned,
-               call_.head_dim, scores_ + r * kTile + aligned);
+      dot_row(block, r, start, columns);
       top_[r] = shape(block, r, start, columns);
     }
     weigh(block, columns);
@@ -320,7 +363,7 @@ class Task {
   }
 
   bool shaped() const {
-    return call_.softcap != 0.0f || call_.slopes != nullptr || call_.bias.data != nullptr ||
+    return call_.softcap != 0.0f || call_.slopes != nullptr || call_.table != nullptr || call_.bias.data != nullptr ||
            call_.mask.data != nullptr;
   }
 
@@ -328,7 +371,9 @@ class Task {
     RowContext<T> at{};
     at.softcap = call_.softcap;
     if (call_.slopes != nullptr) at.slope = widen(static_cast<const T*>(call_.slopes)[block.head]);
-    at.distance = float(position_of(call_, length_, row) - key);
+    at.ahead = key - position_of(call_, length_, row);
+    at.distance = float(-at.ahead);
+    if (call_.table != nullptr) at.table = table_of(block.head), at.reach = reach_;
     if (call_.bias.data != nullptr) {
       at.bias_column = call_.bias.column;
       at.bias = row_of<T>(call_.bias, task_.batch, block.head, row) + at.bias_column * key;
@@ -340,7 +385,7 @@ class Task {
     return at;
   }
 
-  /// Divides by the sums, the sink's share included, and writes the block's rows.
+  /// Divides by the sums, the sink's share included, and writes the block's rows. The sums become the factors.
   void finish(const Block& block) {
     const T* sinks = static_cast<const T*>(call_.sink);
     const float sink = sinks != nullptr ? widen(sinks[block.head]) : -kInfinity;
@@ -353,7 +398,8 @@ class Task {
         factor = reduce_max(exponential(set1(highest - base)));
         total = total * factor + reduce_max(exponential(set1(sink - base)));
       }
-      const Vec share = set1(total == 0.0f ? 0.0f : factor / total);
+      block.state.total[r] = total == 0.0f ? 0.0f : factor / total;
+      const Vec share = set1(block.state.total[r]);
       T* out = const_cast<T*>(row_of<T>(call_.output, task_.batch, block.head, block.row + r));
       const float* row = block.output + r * value_width_;
       for (int64_t c = 0; c < call_.value_dim; c += kWidth)
@@ -361,13 +407,43 @@ class Task {
     }
   }
 
+  /// Writes the weights of these keys, after `finish`: the scores are computed once more, with the maxima known.
+  void write_weights(int64_t start, int64_t count) {
+    bool packed = direct_;
+    for (int64_t i = 0; i < blocks_; ++i) {
+      const Block& block = list_[i];
+      Range columns{larger(block.keys.begin - start, 0), smaller(block.keys.end - start, count)};
+      if (columns.empty()) columns = {0, 0};
+      if (!columns.empty() && !packed) pack_transposed(key_at(start), call_.key.row, count, call_.head_dim, packed_key_);
+      packed = packed || !columns.empty();
+      if (!columns.empty() && !direct_) multiply_keys(block, start, count, columns, nullptr);
+      for (int64_t r = 0; r < block.rows; ++r) write_row(block, r, start, count, columns);
+    }
+  }
+
+  void write_row(const Block& block, int64_t r, int64_t start, int64_t count, const Range& columns) {
+    float* s = scores_ + r * kTile;
+    const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
+    if (!columns.empty()) {
+      if (direct_) dot_row(block, r, start, columns);
+      shape(block, r, start, columns);
+      const float highest = block.state.highest[r];
+      exponentials(s + begin, end - begin, highest == -kInfinity ? 0.0f : highest);
+    }
+    fill(s, begin, 0.0f);
+    fill(s + end, larger(count - end, 0), 0.0f);
+    const Vec share = set1(block.state.total[r]);
+    T* out = const_cast<T*>(row_of<T>(call_.weights, task_.batch, block.head, block.row + r)) + start;
+    for (int64_t j = 0; j < count; j += kWidth) store_first(out + j, mul(share, load(s + j)), count - j);
+  }
+
   const AttentionCall& call_;
   const CpuTask& task_;
   int64_t length_, group_, rows_, blocks_per_head_, blocks_;
-  int64_t padded_rows_, state_rows_, depth_, value_width_, block_size_;
+  int64_t padded_rows_, state_rows_, depth_, value_width_, block_size_, reach_, table_width_;
   bool direct_;
   float key_norm_ = -1.0f;  // squared; negative until computed
-  float *scores_, *packed_key_, *packed_value_, *block_memory_, *lanes_, *top_, *factor_;
+  float *scores_, *packed_key_, *packed_value_, *block_memory_, *tables_, *lanes_, *top_, *factor_;
   Block* list_;
 };
 

@@ -45,12 +45,23 @@ struct RowContext {
   int64_t bias_column;  // 0 or 1
   const uint8_t* mask;  // at `key`, or nullptr
   int64_t mask_column;
+  const float* table;    // at distance 0, or nullptr; readable from -reach - kWidth to reach + kWidth
+  int64_t reach;
+  int64_t ahead;        // `key` minus the position of the row
   float softcap;
   float slope;
   float distance;  // position of the row minus `key`
 };
 
-/// Turns raw scores into logits in place: softcap, ALiBi, bias, mask. Columns [0, n), n readable past to a vector.
+/// Adds the table's values at distances ahead, ahead + 1, ...; beyond its reach the last value goes on.
+DEPLOYML_INLINE void add_table(float* s, int64_t n, const float* table, int64_t reach, int64_t ahead) {
+  for (int64_t j = 0; j < n; j += kWidth) {
+    const int64_t at = smaller(larger(ahead + j, -reach - kWidth), reach + 1);
+    store(s + j, add(load(s + j), load(table + at)));
+  }
+}
+
+/// Turns raw scores into logits in place: softcap, ALiBi, table, bias, mask. Columns [0, n), n readable past to a vector.
 template <typename T>
 static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
   if (row.softcap != 0.0f) {
@@ -66,6 +77,7 @@ static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
       distance = sub(distance, set1(float(kWidth)));
     }
   }
+  if (row.table != nullptr) add_table(s, n, row.table, row.reach, row.ahead);
   if (row.bias != nullptr && row.bias_column == 0) {
     const Vec bias = set1(widen(*row.bias));
     for (int64_t j = 0; j < n; j += kWidth) store(s + j, add(load(s + j), bias));

@@ -3,7 +3,7 @@
 The operator has one name per input signature, because an ONNX function body (the fallback that a model carries)
 cannot have absent inputs::
 
-    FlashAttention[_bnsh][_past][_lengths][_mask][_bias][_slopes][_sink]
+    FlashAttention[_bnsh][_past|_cache][_lengths][_mask][_bias][_slopes|_table][_sink][_weights]
 
 Inputs are ``query, key, value`` and then what the name lists, in that order. With T one float type (float32,
 float16 or bfloat16)::
@@ -13,14 +13,22 @@ float16 or bfloat16)::
     value        T      (B, T, Nkv*Hv)    or (B, Nkv, T, Hv)
     past_key     T      (B, Nkv, P, H)    prepended to key; keys then number P + T   (_past)
     past_value   T      (B, Nkv, P, Hv)
+    past_key     T      (B, Nkv, C, H)    buffers of C keys; key is written into them (_cache)
+    past_value   T      (B, Nkv, C, Hv)
     key_lengths  int32  (B,)              keys of each batch row, 0 to T             (_lengths)
     mask         bool   broadcasts to (B, N, S, T), True = attend                    (_mask)
     bias         T      broadcasts to (B, N, S, T), added to the scaled, capped scores (_bias)
     slopes       T      (N,)              ALiBi: -slope * |position(i) - j| is added (_slopes)
+    table        T      (N or 1, 2D + 1)  relative positions: table[h, D + clip(j - position(i), -D, D)] is
+                                          added, so a (S, T) bias is never made       (_table)
     sink         T      (N,)              logit of a key without value               (_sink)
 
-Outputs are ``output`` (B, S, N*Hv) or (B, N, S, Hv), and with ``_past`` also ``present_key`` and
-``present_value``.
+Outputs are ``output`` (B, S, N*Hv) or (B, N, S, Hv); with ``_past`` or ``_cache`` also ``present_key`` and
+``present_value``; with ``_weights`` (which goes with neither) also ``weights`` (B, N, S, T), the softmax result.
+
+``_cache`` asks for ``_lengths``. In a name with it T is C, and key_lengths counts the new keys too: the rows of
+``key`` become the keys [length - rows, length) of their batch row, those before key 0 are dropped. Where present_key
+and past_key are the same memory (one OrtValue bound to both), only the new rows are written.
 
 position(i) is i, or i + length - S with ``lower_right`` (length: the key count of the batch row). Key j takes part
 in row i when j < length, position(i) - window_left <= j <= position(i) + window_right (a bound of -1 is none;
@@ -31,6 +39,7 @@ stay what they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Final, Literal
 
@@ -64,11 +73,14 @@ DTYPES: Final = ("float32", "float16", "bfloat16")
 #: Optional parts of a name, in order, with the inputs each adds.
 _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "past": ("past_key", "past_value"),
+    "cache": ("past_key", "past_value"),
     "lengths": ("key_lengths",),
     "mask": ("mask",),
     "bias": ("bias",),
     "slopes": ("slopes",),
+    "table": ("table",),
     "sink": ("sink",),
+    "weights": (),
 }
 
 
@@ -79,16 +91,29 @@ class Signature:
     Attributes:
         layout: "bsnh" for (B, S, N*H) tensors, "bnsh" for (B, N, S, H).
         past: past_key and past_value are given; present_key and present_value come out.
-        lengths, mask, bias, slopes, sink: The input of that name is given.
+        cache: The same with buffers of full length, which the new keys are written into.
+        lengths, mask, bias, slopes, table, sink: The input of that name is given.
+        weights: The softmax result comes out as well.
+
+    Raises:
+        InputError: for parts that do not go together.
     """
 
     layout: Layout = "bsnh"
     past: bool = False
+    cache: bool = False
     lengths: bool = False
     mask: bool = False
     bias: bool = False
     slopes: bool = False
+    table: bool = False
     sink: bool = False
+    weights: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = next((text for broken, text in _conflicts(self) if broken), None)
+        if wrong is not None:
+            raise InputError(f"no {NAME} {wrong}", hint="docs/custom-ops.md lists which parts go together")
 
     @property
     def op_type(self) -> str:
@@ -105,7 +130,8 @@ class Signature:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
-        return ("output", "present_key", "present_value") if self.past else ("output",)
+        present = ("present_key", "present_value") if self.past or self.cache else ()
+        return ("output", *present, *(("weights",) if self.weights else ()))
 
     @classmethod
     def of(cls, op_type: str) -> Signature:
@@ -116,8 +142,11 @@ class Signature:
         """
         head, *parts = op_type.split("_")
         flags = {part: part in parts for part in _PARTS}
-        signature = cls(layout="bnsh" if "bnsh" in parts else "bsnh", **flags)
-        if head != NAME or signature.op_type != op_type:
+        try:
+            signature = cls(layout="bnsh" if "bnsh" in parts else "bsnh", **flags)
+        except InputError:
+            signature = None
+        if head != NAME or signature is None or signature.op_type != op_type:
             raise InputError(
                 f"'{op_type}' is no name of {DOMAIN}::{NAME}",
                 hint=f"write {NAME} and then, in this order, any of: _bnsh " + " ".join(f"_{p}" for p in _PARTS),
@@ -125,15 +154,26 @@ class Signature:
         return signature
 
 
+def _conflicts(s: Signature) -> tuple[tuple[bool, str], ...]:
+    """Parts that do not go together, and how to say so."""
+    return (
+        (s.past and s.cache, "has both past and cache"),
+        (s.cache and not s.lengths, "has a cache without key_lengths"),
+        (s.slopes and s.table, "has both slopes and table"),
+        (s.weights and (s.past or s.cache), "returns weights beside present keys"),
+    )
+
+
 def signatures() -> tuple[Signature, ...]:
     """Every signature the library registers."""
-    names = [f.name for f in fields(Signature)][1:]
+    names = tuple(_PARTS)
     layouts: tuple[Layout, ...] = ("bsnh", "bnsh")
-    return tuple(
-        Signature(layout=layout, **{name: bool(bits >> i & 1) for i, name in enumerate(names)})
-        for layout in layouts
-        for bits in range(2 ** len(names))
-    )
+    found = []
+    for layout in layouts:
+        for bits in range(2 ** len(names)):
+            with suppress(InputError):
+                found.append(Signature(layout=layout, **{n: bool(bits >> i & 1) for i, n in enumerate(names)}))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,8 +262,21 @@ def _unpacked(
     if signature.past:
         key = np.concatenate([given["past_key"].astype(dtype), key], axis=2)
         value = np.concatenate([given["past_value"].astype(dtype), value], axis=2)
+    if signature.cache:
+        key = _written(given["past_key"].astype(dtype), key, given["key_lengths"])
+        value = _written(given["past_value"].astype(dtype), value, given["key_lengths"])
     with np.errstate(all="ignore"):
         return query * dtype.type(a.scale or 1.0 / np.sqrt(query.shape[3])), key, value
+
+
+def _written(buffer: npt.NDArray, fresh: npt.NDArray, lengths: npt.NDArray) -> npt.NDArray:
+    """The buffer with the rows of ``fresh`` as the last ones of each length."""
+    result = buffer.copy()
+    for b, length in enumerate(lengths.astype(np.int64)):
+        for row, at in enumerate(range(length - fresh.shape[2], length)):
+            if at >= 0:
+                result[b, :, at] = fresh[b, :, row]
+    return result
 
 
 def _attend(
@@ -240,7 +293,8 @@ def _attend(
     if signature.layout == "bsnh":
         batch, heads, rows, dim = output.shape
         output = output.swapaxes(1, 2).reshape(batch, rows, heads * dim)
-    return (output, key, value) if signature.past else (output,)
+    present = (key, value) if signature.past or signature.cache else ()
+    return (output, *present, *((weights,) if signature.weights else ()))
 
 
 def _heads_first(x: npt.NDArray, heads: int, signature: Signature) -> npt.NDArray:
@@ -261,6 +315,10 @@ def _weigh(a: Attributes, given: Mapping[str, npt.NDArray], scores: npt.NDArray)
         scores = cap * np.tanh(scores / cap)
     if "slopes" in given:
         scores = scores - given["slopes"][:, None, None] * np.abs(position - j).astype(scores.dtype)
+    if "table" in given:
+        reach = given["table"].shape[1] // 2
+        looked_up = given["table"][:, np.clip(j - position, -reach, reach) + reach]  # (N or 1, B, 1, S, T)
+        scores = scores + looked_up[:, :, 0].swapaxes(0, 1)
     if "bias" in given:
         scores = scores + given["bias"]
     keep = j < lengths[:, None, None, None]

@@ -102,6 +102,45 @@ def test_past_of_another_shape_is_refused(options):
         run(case, options(), inputs)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (3, 5), (5,)])
+def test_wrong_table_says_what_is_expected(shape, options):
+    case = Case(name="table", heads=4, table=2)
+    inputs = {**make_inputs(case), "table": np.zeros(shape, np.float32)}
+    with pytest.raises(Exception, match=r"input table has shape .*, expected \(4 or 1, an odd number of distances\)"):
+        run(case, options(), inputs)
+
+
+# ------------------------------------------------------------------------------------------------ shared buffers
+
+
+def test_cache_bound_to_both_ends_is_written_in_place(options):
+    """Only the new rows change, and what comes out is what separate buffers give."""
+    case = Case(name="shared", cache=600, queries=2, keys=2, lengths=(601 - 1, 30), layout="bnsh", heads=4)
+    inputs = make_inputs(case)
+    expected = run(case, options(), inputs)
+    model = one_node_model(case.signature, case.attributes, inputs)
+    model = ir.from_proto(onnx.load_from_string(model))
+    for node in [n for n in model.graph if n.op_type == "Cast"]:  # the outputs themselves are bound
+        node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+        node.inputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        model.graph.remove(node, safe=True)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options())
+    binding = session.io_binding()
+    held = {n: onnxruntime.OrtValue.ortvalue_from_numpy(a.copy()) for n, a in inputs.items()}
+    for name, value in held.items():
+        binding.bind_ortvalue_input(name, value)
+    names = [output.name for output in session.get_outputs()]
+    binding.bind_output(names[0], "cpu")
+    binding.bind_ortvalue_output(names[1], held["past_key"])
+    binding.bind_ortvalue_output(names[2], held["past_value"])
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(binding.get_outputs()[0].numpy(), expected[0])
+    for name, whole in zip(("past_key", "past_value"), expected[1:], strict=True):
+        np.testing.assert_array_equal(held[name].numpy(), whole)
+        changed = (held[name].numpy() != inputs[name]).any(axis=(1, 3))
+        assert [list(np.flatnonzero(row)) for row in changed] == [[598, 599], [28, 29]]
+
+
 # ------------------------------------------------------------------------------------------------ special values
 
 
@@ -219,27 +258,33 @@ def test_memory_grows_with_the_length_and_not_its_square(options):
 
 def test_names_and_signatures_are_each_others_inverse():
     found = signatures()
-    assert len({s.op_type for s in found}) == len(found) == 128
+    assert len({s.op_type for s in found}) == len(found) == 336
     assert all(Signature.of(s.op_type) == s for s in found)
-    with pytest.raises(InputError, match="is no name of"):
-        Signature.of("FlashAttention_sink_mask")
+    for name in ("FlashAttention_sink_mask", "FlashAttention_past_cache_lengths", "FlashAttention_cache"):
+        with pytest.raises(InputError, match="is no name of"):
+            Signature.of(name)
+    with pytest.raises(InputError, match="has both slopes and table"):
+        Signature(slopes=True, table=True)
 
 
 @pytest.mark.parametrize("layout", ["bsnh", "bnsh"])
 def test_library_knows_every_name(layout, options):
     """Every signature runs its kernel: with wrong head counts the kernel's own message comes, not the body's."""
-    for signature in signatures()[:: 1 if layout == "bsnh" else 3]:
+    for signature in signatures()[:: 3 if layout == "bsnh" else 7]:
         if signature.layout != layout:
             continue
         case = Case(
             name="names",
             layout=layout,
             past=2 if signature.past else None,
+            cache=17 if signature.cache else None,
             lengths=(3, 4) if signature.lengths else None,
             mask="k" if signature.mask else None,
             bias="k" if signature.bias else None,
             slopes=signature.slopes,
+            table=2 if signature.table else None,
             sink=signature.sink,
+            weights=signature.weights,
         )
         model = one_node_model(case.signature, Attributes(num_heads=3, kv_heads=2), make_inputs(case))
         with pytest.raises(Exception, match=f"deployml::{signature.op_type}: attribute num_heads is 3"):

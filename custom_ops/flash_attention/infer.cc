@@ -1,0 +1,105 @@
+// Shapes of the outputs, for onnxruntime's shape inference.
+#include <vector>
+
+#include "ort_status.h"
+#include "signature.h"
+
+namespace deployml {
+namespace {
+
+/// Dimensions as shape inference sees them: -1 with an optional symbol where a size is not known.
+struct SymbolicShape {
+  int type = ort::kUndefined;
+  std::vector<int64_t> dims;
+  std::vector<const char*> symbols;
+
+  void set(size_t axis, int64_t size) { dims[axis] = size, symbols[axis] = ""; }
+};
+
+SymbolicShape shape_of(const OrtApi* api, const OrtShapeInferContext* context, size_t index) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by the context
+  check(ort::ShapeInferContextGetInputTypeShape::call(api, context, index, &info));
+  SymbolicShape shape;
+  size_t rank = 0;
+  check(ort::GetTensorElementType::call(api, info, &shape.type));
+  check(ort::GetDimensionsCount::call(api, info, &rank));
+  shape.dims.resize(rank), shape.symbols.resize(rank, "");
+  check(ort::GetDimensions::call(api, info, shape.dims.data(), rank));
+  check(ort::GetSymbolicDimensions::call(api, info, shape.symbols.data(), rank));
+  return shape;
+}
+
+/// Leaves the output without a shape where a size has neither value nor symbol: onnxruntime would take the -1 for a
+/// size, and warn at every run. The type is known to it without us.
+void set_shape(const OrtApi* api, const OrtShapeInferContext* context, size_t index, SymbolicShape shape) {
+  for (size_t i = 0; i < shape.dims.size(); ++i)
+    if (shape.dims[i] < 0 && shape.symbols[i][0] == '\0') return;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(ort::CreateTensorTypeAndShapeInfo::call(api, &info));
+  OrtStatus* status = ort::SetTensorElementType::call(api, info, shape.type);
+  if (status == nullptr)
+    status = ort::SetDimensions::call(api, info, shape.dims.data(), shape.dims.size());
+  if (status == nullptr)
+    status = ort::SetSymbolicDimensions::call(api, info, shape.symbols.data(), shape.symbols.size());
+  if (status == nullptr) status = ort::ShapeInferContextSetOutputTypeShape::call(api, context, index, info);
+  ort::ReleaseTensorTypeAndShapeInfo::call(api, info);
+  check(status);
+}
+
+int64_t attribute_of(const OrtApi* api, const OrtShapeInferContext* context, const char* name) {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t value = 0;
+  size_t written = 0;
+  OrtStatus* status = ort::ShapeInferContextGetAttribute::call(api, context, name, &attribute);
+  if (status == nullptr && attribute != nullptr)
+    status = ort::ReadOpAttr::call(api, attribute, ort::kAttributeInt, &value, sizeof value, &written);
+  if (status != nullptr) ort::ReleaseStatus::call(api, status);
+  return value;
+}
+
+/// Weights are (batch, heads, queries, keys).
+void set_weights(const Operator& op, const OrtApi* api, const OrtShapeInferContext* context,
+                 const SymbolicShape& query, int64_t heads) {
+  const bool bnsh = op.signature.has(kBnsh);
+  const SymbolicShape key = shape_of(api, context, 1);
+  const size_t rows = bnsh ? 2 : 1;
+  if (key.dims.size() != query.dims.size()) return;
+  SymbolicShape weights = query;
+  weights.dims.resize(4), weights.symbols.resize(4, "");
+  weights.set(1, heads);
+  weights.dims[2] = query.dims[rows], weights.symbols[2] = query.symbols[rows];
+  weights.dims[3] = key.dims[rows], weights.symbols[3] = key.symbols[rows];
+  set_shape(api, context, 1, weights);
+}
+
+/// One function serves all types of a name: onnxruntime asks only the first operator registered under it.
+}  // namespace
+
+void infer_shapes(const Operator& op, const OrtApi* api, OrtShapeInferContext* context) {
+  const bool bnsh = op.signature.has(kBnsh);
+  const SymbolicShape query = shape_of(api, context, 0), value = shape_of(api, context, 2);
+  const size_t rank = bnsh ? 4 : 3;
+  if (query.dims.size() != rank || value.dims.size() != rank) return;  // the kernel says what is wrong
+  const int64_t heads = attribute_of(api, context, "num_heads");
+  const int64_t kv_heads = attribute_of(api, context, "kv_heads");
+  SymbolicShape out = query;
+  const int64_t last = value.dims[rank - 1];
+  if (bnsh) {
+    out.dims[3] = last, out.symbols[3] = value.symbols[3];
+  } else {
+    out.set(2, last > 0 && kv_heads > 0 ? last / kv_heads * heads : -1);
+  }
+  set_shape(api, context, 0, out);
+  if (op.signature.has(kWeights)) set_weights(op, api, context, query, heads);
+  if (!op.signature.has_present()) return;
+  for (size_t i = 0; i < 2; ++i) {
+    SymbolicShape present = shape_of(api, context, 3 + i);
+    const SymbolicShape fresh = shape_of(api, context, 1 + i);
+    if (present.dims.size() != 4 || fresh.dims.size() != rank) return;
+    const int64_t rows = fresh.dims[bnsh ? 2 : 1];
+    if (op.signature.has(kPast)) present.set(2, present.dims[2] >= 0 && rows >= 0 ? present.dims[2] + rows : -1);
+    set_shape(api, context, 1 + i, present);
+  }
+}
+
+}  // namespace deployml

@@ -5,6 +5,9 @@ Importing this module loads nothing: a library is looked up when asked for, and 
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -48,12 +51,14 @@ def available() -> tuple[Backend, ...]:
     return tuple(backend for backend in _FILES if library_path(backend) is not None)
 
 
-def register(options: SessionOptions, target: str = "cpu") -> tuple[Path, ...]:
+def register(options: SessionOptions, target: str = "cpu", *, only: Collection[str] | None = None) -> tuple[Path, ...]:
     """Register the libraries of a target with a session's options.
 
     Args:
         options: Options of the session to be made; changed in place.
         target: "cpu", "cuda", "rocm" or "portable" (which needs none).
+        only: Names of the operators the model calls, None for all there are: onnxruntime takes some 20 ms a
+            session to make their schemas.
 
     Returns:
         The libraries that were registered. One that was not built is left out: models made by deployml then run
@@ -65,10 +70,25 @@ def register(options: SessionOptions, target: str = "cpu") -> tuple[Path, ...]:
     paths = tuple(path for backend in _BACKENDS[target] if (path := library_path(backend)) is not None)
     for path in paths:
         try:
-            options.register_custom_ops_library(str(path))
+            with _limited(path, only):
+                options.register_custom_ops_library(str(path))
         except Exception as error:
             raise ToolchainError(
                 f"onnxruntime cannot load {path.name}: {error}",
                 hint="build it for this machine with 'python -m deployml.custom_ops.build'",
             ) from error
     return paths
+
+
+@contextmanager
+def _limited(path: Path, only: Collection[str] | None) -> Iterator[None]:
+    """Within it, this thread registers these operators of a library alone."""
+    if not only:
+        yield
+        return
+    limit = ctypes.CDLL(str(path)).deployml_register_only
+    limit(",".join(sorted(only)).encode())
+    try:
+        yield
+    finally:
+        limit(None)

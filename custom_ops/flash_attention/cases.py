@@ -178,7 +178,11 @@ def bound(case: Case, inputs: Mapping[str, npt.NDArray]) -> float:
 
 def cases() -> tuple[Case, ...]:
     """Every case of the matrix. Names are unique."""
-    return tuple(_with_unique_names([*_sizes(), *_aligned(), *_masks(), *_extras(), *_caches(), *_tables(), *_weights(), *_halves()]))
+    return tuple(
+        _with_unique_names(
+            [*_sizes(), *_aligned(), *_masks(), *_extras(), *_caches(), *_tables(), *_weights(), *_halves()]
+        )
+    )
 
 
 def _with_unique_names(found: list[Case]) -> Iterator[Case]:

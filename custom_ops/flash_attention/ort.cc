@@ -1,6 +1,10 @@
 // FlashAttention as an onnxruntime custom operator: reads the node's attributes and registers every name.
 #include <cmath>
 #include <cstdio>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
 #include <vector>
 
 #include "ort_status.h"
@@ -113,30 +117,42 @@ Operator make_operator(unsigned parts, Element element) {
   return op;
 }
 
-/// Every operator of the library; sessions keep pointers into it, so it is never freed.
-const std::vector<Operator>& operators() {
-  static const std::vector<Operator>& all = *[] {
-    auto* made = new std::vector<Operator>;
-    for (unsigned parts = 0; parts < 1u << kPartCount; ++parts)
-      for (Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16})
-        if (is_signature(parts) && backend().supports(element, parts)) made->push_back(make_operator(parts, element));
-    return made;
-  }();
-  return all;
+/// Whether `name` is in a comma list; every name is in the empty one.
+bool listed(const std::string& list, const char* name) {
+  if (list.empty()) return true;
+  const std::string padded = "," + list + ",";
+  return padded.find("," + std::string(name) + ",") != std::string::npos;
 }
 
-/// The domain with all operators, made once and shared by all sessions of the process.
-OrtStatus* shared_domain(const OrtApi* api, OrtCustomOpDomain** out) {
-  static OrtCustomOpDomain* domain = nullptr;
-  static OrtStatus* const failed = [api]() -> OrtStatus* {
-    if (OrtStatus* status = ort::CreateCustomOpDomain::call(api, kDomain, &domain)) return status;
-    for (const Operator& op : operators())
-      if (OrtStatus* status = ort::CustomOpDomainAdd::call(api, domain, &op)) return status;
-    return nullptr;
-  }();
-  *out = domain;
-  return failed != nullptr ? ort::CreateStatus::call(api, ort::kFail, "deployml: registration failed") : nullptr;
+/// The operators of some names and their domain. Sessions keep pointers into it, so it is never freed.
+struct Registered {
+  std::vector<Operator> operators;
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+Registered* make_registered(const OrtApi* api, const std::string& names) {
+  auto made = std::make_unique<Registered>();
+  for (unsigned parts = 0; parts < 1u << kPartCount; ++parts) {
+    if (!is_signature(parts) || !listed(names, make_signature(parts).name)) continue;
+    for (Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16})
+      if (backend().supports(element, parts)) made->operators.push_back(make_operator(parts, element));
+  }
+  check(ort::CreateCustomOpDomain::call(api, kDomain, &made->domain));
+  for (const Operator& op : made->operators) check(ort::CustomOpDomainAdd::call(api, made->domain, &op));
+  return made.release();
 }
+
+/// Made once for each list of names and shared by all sessions of the process.
+OrtCustomOpDomain* shared_domain(const OrtApi* api, const std::string& names) {
+  static std::mutex mutex;
+  static auto& all = *new std::map<std::string, Registered*>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Registered*& found = all[names];
+  if (found == nullptr) found = make_registered(api, names);
+  return found->domain;
+}
+
+thread_local std::string g_only;  // what the next registration of this thread is limited to
 
 }  // namespace
 }  // namespace deployml
@@ -147,7 +163,16 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   const OrtApi* api = base->GetApi(ort::kApiVersion);
   if (api == nullptr) return nullptr;  // older than 1.17: there is no table to report an error with
   deployml::g_api = api;
-  OrtCustomOpDomain* domain = nullptr;
-  if (OrtStatus* status = deployml::shared_domain(api, &domain)) return status;
-  return ort::AddCustomOpDomain::call(api, options, domain);
+  return deployml::guarded(api, "FlashAttention", [&] {
+    OrtCustomOpDomain* domain = deployml::shared_domain(api, deployml::g_only);
+    deployml::check(ort::AddCustomOpDomain::call(api, options, domain));
+  });
+}
+
+/// Limits what this thread registers from now on to a comma list of names; null or "" lifts the limit.
+///
+/// onnxruntime makes a schema of every name for every session: some 20 ms for all of them, which a program that opens
+/// many sessions and knows its models can save.
+extern "C" __attribute__((visibility("default"))) void deployml_register_only(const char* names) {
+  deployml::g_only = names == nullptr ? "" : names;
 }

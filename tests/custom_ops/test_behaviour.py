@@ -256,6 +256,18 @@ def test_memory_grows_with_the_length_and_not_its_square(options):
 # ------------------------------------------------------------------------------------------------ names and fallback
 
 
+def test_registering_some_names_leaves_the_others_out(options):
+    """A model without its function body loads only where its name was registered; the limit is lifted afterwards."""
+    case = Case(name="some", mask="k")
+    model = ir.from_proto(onnx.load_from_string(one_node_model(case.signature, case.attributes, make_inputs(case))))
+    model.functions.clear()
+    bare = ir.to_proto(model).SerializeToString()
+    onnxruntime.InferenceSession(bare, options("FlashAttention", "FlashAttention_mask"))
+    with pytest.raises(Exception, match="FlashAttention_mask"):
+        onnxruntime.InferenceSession(bare, options("FlashAttention_bias"))
+    onnxruntime.InferenceSession(bare, options())
+
+
 def test_names_and_signatures_are_each_others_inverse():
     found = signatures()
     assert len({s.op_type for s in found}) == len(found) == 336

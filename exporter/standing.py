@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..custom_ops import DOMAIN as OWN_DOMAIN
-from ..passes.attention.weights import softmaxes
+from ..passes.attention.between import softmaxes
 from ..passes.graph import census, dims, op_name
 from ..runtime.lock import CONSTANTS, Lock, LockedLatency, LockedParity, LockedSite, LockedValue
 from ..runtime.report import Report, Site

@@ -16,12 +16,12 @@ from ..capability import capability
 from ..engine import Engine
 from ..graph import op_name
 from ..rule import Declined, Rule
+from .between import softmaxes
 from .group_query import GroupQuery
 from .multi_head import MultiHead
 from .own import OwnAttention, add_bodies
 from .site import describe, study
 from .standard import Standard
-from .weights import softmaxes
 
 __all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"]
 
@@ -39,6 +39,9 @@ NEEDS_OWN_OP: Final = frozenset(
 )
 #: Reasons that say "not this operator, another": they never name the site's trouble while another is known.
 _PASSING: Final = frozenset({"not-causal", "cross-attention", "opset-too-old", "no-capability", "grouped-heads"})
+
+#: Rules that say why a softmax was not understood, the most telling last.
+_RECOGNISING: Final = ("ATT004", "ATT003", "ATT001")
 
 
 def lower_attention(engine: Engine) -> None:
@@ -176,25 +179,38 @@ def _nearest(refusals: Sequence[Decline]) -> Decline:
 
 def record_unrecognised(engine: Engine) -> None:
     """Record a declined site for every softmax that still attends in plain nodes."""
+    graph = engine.context.model.graph
     known = {s.name for s in engine.journal.sites}
-    reasons = {d.at: d for d in engine.journal.declines if d.rule == "ATT001"}
-    for node in softmaxes(engine.context.model.graph):
+    said = {d.at: d for rule in _RECOGNISING for d in engine.journal.declines if d.rule == rule}
+    for node in softmaxes(graph):
         if node.name in known:
             continue
-        refusal = reasons.get(str(node.name))
-        if node.graph is not engine.context.model.graph:
-            detail = "the attention stands inside an If, Loop or Scan body; rules rewrite the main graph alone"
-            refusal = Decline(rule="ATT001", at=str(node.name), reason="in-subgraph", detail=detail)
+        refusal = _in_subgraph(node) if node.graph is not graph else said.get(str(node.name), _unseen(node))
         engine.journal.sites.append(
             SiteRecord(
                 index=len(engine.journal.sites),
                 name=str(node.name),
                 status="declined",
-                reason=refusal.reason if refusal is not None else "not-recognised",
-                detail=refusal.detail if refusal is not None else "no rule looked at this softmax",
-                nearest="ATT001",
+                reason=refusal.reason,
+                detail=refusal.detail,
+                nearest=refusal.rule,
                 module_path=node.metadata_props.get("deployml.module"),
                 source=node.metadata_props.get("deployml.source"),
                 origin="softmax",
             )
         )
+
+
+def _in_subgraph(node: ir.Node) -> Decline:
+    return Decline(
+        rule="ATT001",
+        at=str(node.name),
+        reason="in-subgraph",
+        detail="the attention stands inside an If, Loop or Scan body; rules rewrite the main graph alone",
+    )
+
+
+def _unseen(node: ir.Node) -> Decline:
+    return Decline(
+        rule="ATT001", at=str(node.name), reason="not-recognised", detail="no rule understands this form of softmax"
+    )

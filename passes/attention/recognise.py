@@ -9,9 +9,10 @@ import onnx_ir as ir
 from .. import canonical
 from ..graph import Builder
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from .between import Between, between
 from .frame import Frame, lifted_heads
 from .scores import Product, score_product
-from .weights import Downward, attends, read_elsewhere, walk_down, weighs
+from .weights import Downward, attends, read_elsewhere, walk_down
 
 __all__ = ["SoftmaxAttention"]
 
@@ -44,8 +45,9 @@ class SoftmaxAttention(Rule):
 
     ## When it declines
     ``no-score-product`` (the softmax is not over scores, or an operator on the way is not understood),
-    ``score-layout``, ``score-factor``, ``mask-fill``, ``softcap-form``, ``weights-changed`` (something other
-    than a guard stands between the softmax and the value: talking heads, re-weighting).
+    ``chunked-scores`` (they are put together from pieces, as sliding chunks are), ``score-layout``,
+    ``score-factor``, ``mask-fill``, ``softcap-form``, ``weights-changed`` (something other than a guard stands
+    between the softmax and the value: talking heads, re-weighting).
 
     ## Numerics
     ROUNDING: the scale may move from query or key onto the scores.
@@ -61,14 +63,10 @@ class SoftmaxAttention(Rule):
     emits = (f"{canonical.DOMAIN}::{canonical.NAME}",)
 
     def examine(self, node: ir.Node, context: Context) -> Facts:
-        if not attends(node):
-            if weighs(node):
-                raise Declined("weights-changed", "the weights are changed between softmax and value", at=node)
+        around = between(node)
+        if around is None:
             raise Declined("no-match", "a softmax that attends to nothing")
-        down = walk_down(node)
-        scores = node.inputs[0]
-        assert scores is not None
-        product = score_product(scores)
+        down, product = _ways(node, around)
         query, key = product.node.inputs
         assert query is not None and key is not None
         if (product.sink is not None) != down.sliced:
@@ -105,6 +103,21 @@ class SoftmaxAttention(Rule):
             old.append(facts.softmax.outputs[0])
             new.append(frame.back(made[1], facts.softmax.outputs[0]))
         return Replacement(old=old, new=new)
+
+
+def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:
+    """Down to the value product and up to the score product."""
+    chunked = Declined("chunked-scores", "the scores are put together from pieces, chunk by chunk", at=softmax)
+    if not attends(softmax):
+        if around.chunked:
+            raise chunked
+        raise Declined("weights-changed", "the weights are changed between softmax and value", at=softmax)
+    scores = softmax.inputs[0]
+    assert scores is not None
+    try:
+        return walk_down(softmax), score_product(scores)
+    except Declined as no:
+        raise (chunked if around.chunked else no) from no
 
 
 def _text(body: str, inputs: str) -> str:

@@ -137,8 +137,8 @@ class _Walk:
 
     def _sub(self, node: ir.Node) -> ir.Value:
         left, right = _pair(node)
-        if _is_row_maximum(right, left) and not self.terms:
-            return left
+        if _is_one_column(right, left) and not self.softcap and self.sink is None:
+            return left  # one number a row changes no softmax: a maximum, say
         self._refuse_below_cap(node)
         if not leads_to_product(left):
             raise Declined("no-score-product", "the scores are subtracted from something", at=node)
@@ -202,7 +202,7 @@ class _Walk:
         """Scores with one more column: a sink logit for each head."""
         rank = len(dims(node.outputs[0]) or ())
         touched = self.terms or self.factors or self.softcap or self.scale != 1.0 or self.sink is not None
-        if attribute(node, "axis") not in (-1, rank - 1) or len(node.inputs) != 2 or touched or rank != 4:
+        if attribute(node, "axis") not in (-1, rank - 1) or len(node.inputs) != 2 or touched or rank not in (3, 4):
             raise Declined("sink-form", "something is concatenated to the scores in an unknown way", at=node)
         path, column = _pair(node)
         self.sink = _per_head_vector(column)
@@ -250,29 +250,24 @@ def score_product(value: ir.Value) -> Product:
     return _Walk().up(value)
 
 
-def _is_row_maximum(value: ir.Value, of: ir.Value) -> bool:
-    """Whether a value is the maximum of another over its last axis: taking it off changes no softmax."""
-    node = producer(value, "ReduceMax")
-    if node is None or node.inputs[0] is not of or attribute(node, "keepdims", 1) != 1:
+def _is_one_column(value: ir.Value, beside: ir.Value) -> bool:
+    """Whether a value is one number for each row of another."""
+    shape, rows = dims(value), dims(beside)
+    if shape is None or rows is None or len(shape) > len(rows):
         return False
-    axes = attribute(node, "axes")
-    if axes is None and len(node.inputs) > 1:
-        array = constant(node.inputs[1])
-        axes = None if array is None else array.tolist()
-    return axes is not None and list(axes) in ([-1], [len(dims(of) or ()) - 1])
+    return not shape or shape[-1] == 1
 
 
 def _per_head_vector(value: ir.Value) -> ir.Value | None:
     """The tensor of N elements (or of one) behind a (B, N, S, 1) value that was reshaped and expanded."""
     shape = dims(value)
-    if shape is None or len(shape) != 4 or shape[3] != 1:
+    if shape is None or len(shape) not in (3, 4) or shape[-1] != 1:
         return None
     for _ in range(6):
         found = dims(value)
         wide = None if found is None else [d for d in found if d != 1]
-        if found is not None and (
-            not wide or (wide == [shape[1]] and (len(found) == 1 or found[-3:] == (shape[1], 1, 1)))
-        ):
+        by_head = len(shape) == 4 and wide == [shape[1]]
+        if found is not None and (not wide or (by_head and (len(found) == 1 or found[-3:] == (shape[1], 1, 1)))):
             return value
         node = producer(value, "Expand", "Unsqueeze", "Identity", "Cast")
         if node is None:

@@ -1,17 +1,16 @@
-"""Walking down from a softmax to the product with the value, and telling attention from other softmaxes."""
+"""Walking down from a softmax to the product with the value."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ..graph import attribute, dims, op_name, producer, scalar
 from ..rule import Declined
-from .scores import View, leads_to_product
+from .scores import View
 
-__all__ = ["Downward", "attends", "read_elsewhere", "softmaxes", "walk_down", "weighs"]
+__all__ = ["Downward", "attends", "read_elsewhere", "walk_down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,28 +119,3 @@ def read_elsewhere(softmax: ir.Node, down: Downward) -> bool:
         if node is down.node:
             return False
         value = node.outputs[0]
-
-
-def softmaxes(graph: ir.Graph) -> Iterable[ir.Node]:
-    """Every softmax that is an attention's, recognised or not."""
-    return [n for n in graph.all_nodes() if op_name(n) == "Softmax" and (attends(n) or weighs(n))]
-
-
-def weighs(softmax: ir.Node) -> bool:
-    """Whether a softmax over a product of two computed tensors ends, somehow, in another such product.
-
-    That is an attention whose weights are changed on the way: talking heads, re-normalised or mixed weights.
-    """
-    scores = softmax.inputs[0]
-    rank = len(dims(softmax.outputs[0]) or ())
-    if scores is None or rank < 3 or attribute(softmax, "axis", -1) not in (-1, rank - 1):
-        return False
-    if not leads_to_product(scores):
-        return False
-    frontier = [softmax.outputs[0]]
-    for _ in range(10):
-        users = {id(u.node): u.node for v in frontier for u in v.uses()}.values()
-        if any(op_name(n) in ("MatMul", "Einsum") and not any(_is_weight(v) for v in n.inputs) for n in users):
-            return True
-        frontier = [o for n in users for o in n.outputs]
-    return False

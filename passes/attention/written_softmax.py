@@ -15,14 +15,14 @@ __all__ = ["WrittenSoftmax"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The quotient, the logits, the logit that an extra term of the denominator stands for (None: none).
+    """The quotient, its logits, and the logit that an extra term of the denominator stands for (None: none).
 
     ``raw`` says that no maximum is taken off: a row of finite masks then sums to 0 and gives NaN.
     """
 
     node: ir.Node
     logits: ir.Value
-    extra: float | None
+    extra: ir.Value | float | None
     raw: bool = False
 
 
@@ -30,21 +30,22 @@ class WrittenSoftmax(Rule):
     """exp(x) / sum(exp(x)) over the last axis, with or without the maximum taken off first.
 
     ## What it finds
-    Div of an Exp by the ReduceSum of the same Exp over the last axis (keepdims), or Mul by its Reciprocal. The
-    exponent may have its row maximum subtracted; Exp of LogSoftmax is the same. A denominator with one more
-    term, ``1 + sum(exp(x))`` or ``exp(-max) + sum(exp(x - max))``, is a softmax with one more logit of 0
-    (softmax-off-by-one).
+    Div of an Exp by the ReduceSum of the same Exp over the last axis (keepdims), or Mul by its Reciprocal. From
+    the exponent anything may be taken off that is one number a row: its maximum, clamped or not. Exp of
+    LogSoftmax is the same. A denominator with one more term is a softmax with one more logit: ``1 + sum(exp(x))``
+    and ``exp(-m) + sum(exp(x - m))`` one of 0 (softmax-off-by-one), ``c + sum(exp(x))`` one of ``log(c)``,
+    ``exp(s - m) + sum(exp(x - m))`` one of ``s`` (a sink).
 
     ## Why
     Attention is recognised from its softmax, however that was written.
 
     ## Before -> After
-    ``Exp(x - max(x)) / ReduceSum(Exp(x - max(x)))`` -> ``Softmax(x)``; with the extra term
+    ``Exp(x - m) / ReduceSum(Exp(x - m))`` -> ``Softmax(x)``; with the extra term
     ``Slice(Softmax(Concat(x, 0)))``.
 
     ## When it declines
     ``softmax-axis`` when the sum is not over the last axis alone, ``softmax-term`` when something unknown is
-    added to the sum (an epsilon, say: a softmax has none).
+    added to the sum (an epsilon beside a maximum, say: it is no fixed logit).
 
     ## Numerics
     ROUNDING. Without the maximum the source overflows where the softmax does not, and gives NaN in rows that a
@@ -65,19 +66,17 @@ class WrittenSoftmax(Rule):
             return _logarithm(node)
         exponential, total = _quotient(node)
         exp = producer(exponential, "Exp")
-        if exp is None or total is None:
+        if exp is None or exp.inputs[0] is None or total is None:
             raise Declined("no-match", "no exponential over a sum")
-        total, extra = _extra_term(total, exp)
-        reduce = producer(total, "ReduceSum")
-        if reduce is None or reduce.inputs[0] is not exponential:
+        reduce, term = _sum_of(total, exponential)
+        if reduce is None:
             raise Declined("no-match", "no exponential over its own sum")
         if not _over_last(reduce):
             raise Declined("softmax-axis", "the sum is not over the last axis alone", at=reduce)
-        assert exp.inputs[0] is not None
-        if extra is _UNKNOWN:
-            raise Declined("softmax-term", "something other than a power of e is added to the sum", at=node)
-        logits = _without_maximum(exp.inputs[0])
-        return Facts(node, logits, extra, raw=logits is exp.inputs[0])  # type: ignore[arg-type]
+        logits, taken = _per_row(exp.inputs[0])
+        extra = None if term is None else _logit(term, taken, node)
+        maximum = taken is not None and _is_maximum(taken, logits)
+        return Facts(node, logits, extra, raw=extra is None and not maximum)
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
         old = facts.node.outputs[0]
@@ -90,14 +89,12 @@ class WrittenSoftmax(Rule):
         lead = g.op("Shape", facts.logits, start=0, end=rank - 1, dtype=ir.DataType.INT64)
         size = g.op("Concat", lead, g.const(np.array([1], np.int64)), axis=0, dtype=ir.DataType.INT64)
         shape = list(old.shape) if old.shape is not None else [None] * rank
-        column = g.op("Expand", g.scalar(facts.extra, like=old), size, dtype=old.dtype, shape=[*shape[:-1], 1])
+        extra = facts.extra if isinstance(facts.extra, ir.Value) else g.scalar(facts.extra, like=old)
+        column = g.op("Expand", extra, size, dtype=old.dtype, shape=[*shape[:-1], 1])
         wide = g.op("Concat", facts.logits, column, axis=-1, dtype=old.dtype, shape=[*shape[:-1], None])
         soft = g.op("Softmax", wide, axis=-1, dtype=old.dtype, shape=wide.shape)
         zero, end = g.const(np.array([0], np.int64)), g.const(np.array([-1], np.int64))
         return Replacement(old=[old], new=[g.op("Slice", soft, zero, end, axis, dtype=old.dtype, shape=old.shape)])
-
-
-_UNKNOWN = object()
 
 
 def _logarithm(node: ir.Node) -> Facts:
@@ -120,40 +117,62 @@ def _quotient(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     return None, None
 
 
-def _extra_term(total: ir.Value, exp: ir.Node) -> tuple[ir.Value, object]:
+def _sum_of(total: ir.Value, exponential: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None]:
+    """The sum of an exponential, and the one term that is added to it."""
+    reduce = producer(total, "ReduceSum")
+    if reduce is not None:
+        return (reduce, None) if reduce.inputs[0] is exponential else (None, None)
     add = producer(total, "Add")
-    if add is None:
-        return total, None
-    for part, other in ((add.inputs[0], add.inputs[1]), (add.inputs[1], add.inputs[0])):
-        if producer(part, "ReduceSum") is None or part is None:
-            continue
-        maximum = _maximum_of(exp.inputs[0])
-        power = producer(other, "Exp")
-        if maximum is None and scalar(other) == 1:
-            return part, 0.0
-        if maximum is not None and power is not None:
-            negative = producer(power.inputs[0], "Neg")
-            if negative is not None and negative.inputs[0] is maximum:
-                return part, 0.0
-        return part, _UNKNOWN
-    return total, None
+    for part, other in ((0, 1), (1, 0)) if add is not None else ():
+        assert add is not None
+        reduce = producer(add.inputs[part], "ReduceSum")
+        if reduce is not None and reduce.inputs[0] is exponential:
+            return reduce, add.inputs[other]
+    return None, None
 
 
-def _maximum_of(value: ir.Value | None) -> ir.Value | None:
+def _logit(term: ir.Value, taken: ir.Value | None, node: ir.Node) -> ir.Value | float:
+    """The logit whose exponential, less what was taken off the others, is the extra term.
+
+    Raises:
+        Declined: "softmax-term" when there is none that is fixed.
+    """
+    number = scalar(term)
+    if taken is None and number is not None and number > 0:
+        return float(np.log(number))
+    exponent = None if (power := producer(term, "Exp")) is None else power.inputs[0]
+    if taken is None and exponent is not None and _one_column(exponent):
+        return exponent
+    negative, difference = producer(exponent, "Neg"), producer(exponent, "Sub")
+    if taken is not None and negative is not None and negative.inputs[0] is taken:
+        return 0.0
+    if taken is not None and difference is not None and difference.inputs[1] is taken:
+        logit = difference.inputs[0]
+        if logit is not None and scalar(logit) is not None:
+            return float(scalar(logit) or 0.0)
+        if logit is not None and _one_column(logit):
+            return logit
+    raise Declined("softmax-term", "what is added to the sum is not the exponential of a fixed logit", at=node)
+
+
+def _per_row(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """The logits and what is taken off them: a softmax is the same without a number that is one for the row."""
     sub = producer(value, "Sub")
-    reduce = None if sub is None else producer(sub.inputs[1], "ReduceMax")
-    if sub is None or reduce is None or reduce.inputs[0] is not sub.inputs[0] or not _over_last(reduce):
-        return None
-    return sub.inputs[1]
+    if sub is None or sub.inputs[0] is None or sub.inputs[1] is None or not _one_column(sub.inputs[1]):
+        return value, None
+    if len(dims(sub.inputs[0]) or ()) != len(dims(value) or ()):
+        return value, None
+    return sub.inputs[0], sub.inputs[1]
 
 
-def _without_maximum(value: ir.Value) -> ir.Value:
-    """A softmax is the same before and after its row maximum is taken off."""
-    if _maximum_of(value) is None:
-        return value
-    sub = producer(value, "Sub")
-    assert sub is not None and sub.inputs[0] is not None
-    return sub.inputs[0]
+def _one_column(value: ir.Value) -> bool:
+    shape = dims(value)
+    return shape is not None and (not shape or shape[-1] == 1)
+
+
+def _is_maximum(taken: ir.Value, logits: ir.Value) -> bool:
+    reduce = producer(taken, "ReduceMax")
+    return reduce is not None and reduce.inputs[0] is logits and _over_last(reduce)
 
 
 def _over_last(reduce: ir.Node) -> bool:
@@ -168,7 +187,7 @@ def _over_last(reduce: ir.Node) -> bool:
 def _text(body: str) -> str:
     return f"""<ir_version: 10, opset_import: ["" : 20]>
 g (float[B,4,S,T] x) => (float[B,4,S,T] y)
-<int64[1] ax = {{-1}}, int64[1] ax0 = {{2}}, float one = {{1}}, float eps = {{0.001}}> {{
+<int64[1] ax = {{-1}}, int64[1] ax0 = {{2}}, float one = {{1}}, float zero = {{0}}, float eps = {{0.001}}> {{
 {body}
 }}"""
 
@@ -180,6 +199,15 @@ WrittenSoftmax.examples = (
     Example(text=_text(_STABLE + "  y = Div (e, s)"), fires=1, emits={"Softmax": 1}),
     Example(
         text=_text("  e = Exp (x)\n  s = ReduceSum <keepdims = 1> (e, ax)\n  t = Add (s, one)\n  y = Div (e, t)"),
+        fires=1,
+        emits={"Softmax": 1},
+    ),
+    Example(
+        text=_text(
+            "  m = ReduceMax <keepdims = 1> (x, ax)\n  c = Clip (m, zero)\n  d = Sub (x, c)\n  e = Exp (d)\n"
+            "  s = ReduceSum <keepdims = 1> (e, ax)\n  n = Neg (c)\n  o = Exp (n)\n  t = Add (s, o)\n"
+            "  y = Div (e, t)"
+        ),
         fires=1,
         emits={"Softmax": 1},
     ),

@@ -45,7 +45,17 @@ ENTRIES: tuple[Entry, ...] = (
         _PLAIN,
         dict(dim=64, hidden_dim=96, n_layers=2, n_heads=4, vocab_size=100, max_position_embeddings=64),
     ),
-    hf("longformer", "LongformerModel", "LongformerConfig", _PLAIN, dict(TEXT, attention_window=[4, 4])),
+    hf(
+        "longformer",
+        "LongformerModel",
+        "LongformerConfig",
+        _PLAIN,
+        dict(TEXT, attention_window=[4, 4]),
+        declined={
+            "chunked-scores": "the scores of overlapping chunks are pasted into one band: a dense kernel would compute "
+            "them all, which is what this model avoids"
+        },
+    ),
     hf("layoutlm", "LayoutLMModel", "LayoutLMConfig", Tokens(extra=("bbox",)), TEXT),
     hf("splinter", "SplinterModel", "SplinterConfig", _TYPED, TEXT),
     hf("squeezebert", "SqueezeBertModel", "SqueezeBertConfig", _PLAIN, dict(TEXT, embedding_size=64)),

@@ -60,6 +60,16 @@ class FileNames:
         return f"{self._stem}.report.html"
 
     @property
+    def bisect(self) -> str:
+        """A minimal model that shows a wrong step, after a failed parity."""
+        return f"{self._stem}.bisect.onnx"
+
+    @property
+    def bisect_inputs(self) -> str:
+        """The inputs of that model."""
+        return f"{self._stem}.bisect.npz"
+
+    @property
     def lock(self) -> str:
         """What was approved: see :func:`deployml.lock`."""
         return f"{self._stem}.lock.json"

@@ -16,8 +16,9 @@ from ..runtime.report import LatencyReport, ParityReport, Report
 from ..runtime.target import Target
 from . import companions
 from .artifact import Artifact, FileNames
+from .bisect import Evidence, failing_case, find_culprit
 from .bundle import reproducible
-from .fusing import check_required, fuse, known_rules, libraries_of
+from .fusing import Fused, check_required, fuse, known_rules, libraries_of
 from .invariants import checker_breach
 from .measuring import Graph, MakeContender, Reference, check_loads, measure_latency, measure_parity
 from .options import Options, output_path
@@ -111,16 +112,18 @@ def finish(
             )
             for name in (names.model, names.unfused)
         )
-        parity, latency, not_run = _measure(written, unfused, options, checks, progress)
+        parity, latency, evidence, not_run = _measure(written, unfused, fused, options, checks, progress)
+        culprit = None if evidence is None else evidence.write(staging, names)
         report = make_report(
             command,
             source=source,
             target=target,
             options=options,
             fused=fused,
-            files={**files, "report": names.report, **companions.files(names, html=options.html)},
+            files={**files, "report": names.report, **companions.files(names, html=options.html, culprit=culprit)},
             parity=parity,
             latency=latency,
+            culprit=culprit,
             notes=notes,
             not_run=not_run,
             libraries=[Path(library).name for library in libraries],
@@ -133,8 +136,8 @@ def finish(
 
 
 def _measure(
-    graph: Graph, unfused: Graph, options: Options, checks: Checks, progress: Progress
-) -> tuple[ParityReport | None, LatencyReport | None, dict[str, str]]:
+    graph: Graph, unfused: Graph, fused: Fused, options: Options, checks: Checks, progress: Progress
+) -> tuple[ParityReport | None, LatencyReport | None, Evidence | None, dict[str, str]]:
     not_run = {name: why for name, why in NOT_ASKED.items() if not getattr(options, name)}
     if not options.validate and not options.bench:
         if _runs_here(graph):
@@ -142,10 +145,15 @@ def _measure(
                 check_loads(graph)
         else:
             not_run["load"] = f"there is no {graph.target} provider in this environment"
-        return None, None, not_run
-    parity = latency = None
+        return None, None, None, not_run
+    parity = latency = evidence = None
     if options.validate:
-        parity = measure_parity(graph, unfused, checks.reference(unfused), checks.cases(), progress)
+        reference, cases = checks.reference(unfused), checks.cases()
+        parity = measure_parity(graph, unfused, reference, cases, progress)
+        case = failing_case(parity, cases) if parity.verdict == "fail" else None
+        if case is not None:
+            with progress.stage("look for the first wrong step"):
+                evidence = find_culprit(fused, graph, reference, case)
     if options.bench:
         latency = measure_latency(
             {"unfused": unfused, "fused": graph},
@@ -154,7 +162,7 @@ def _measure(
             others=checks.others,
             seconds=checks.seconds,
         )
-    return parity, latency, not_run
+    return parity, latency, evidence, not_run
 
 
 def _runs_here(graph: Graph) -> bool:
@@ -171,6 +179,7 @@ def _raise_if_asked(report: Report, options: Options) -> None:
         return
     worst = report.parity.worst if report.parity is not None else None
     said = f": {worst.output} at {worst.case} needs {worst.needed}" if worst is not None else ""
+    said += f"; {report.culprit.sentence()}" if report.culprit is not None else ""
     raise VerdictError(
         f"the verdict on {report.model} is '{report.verdict}'{said}",
         hint="the files are written; the report beside the model has every number",

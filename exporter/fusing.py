@@ -13,6 +13,7 @@ from .. import custom_ops
 from ..passes import pipeline, registry
 from ..passes.graph import census
 from ..passes.journal import Journal
+from ..passes.steps import Watch
 from ..runtime.errors import DeploymlBug, InputError, VerdictError
 from ..runtime.progress import Progress
 from ..runtime.report import Site
@@ -21,7 +22,7 @@ from .bundle import reproducible
 from .invariants import Signature, breaches, signature_of
 from .options import Options, require_count
 
-__all__ = ["Fused", "check_required", "fuse", "known_rules", "libraries_of", "line_of"]
+__all__ = ["Fused", "Start", "check_required", "fuse", "known_rules", "libraries_of", "line_of"]
 
 _BACKENDS: Final[dict[TargetName, tuple[custom_ops.Backend, ...]]] = {
     "cpu": ("cpu",),
@@ -32,6 +33,23 @@ _BACKENDS: Final[dict[TargetName, tuple[custom_ops.Backend, ...]]] = {
 
 
 @dataclass(frozen=True)
+class Start:
+    """A graph before the passes, and how they are run on it; they do the same each time."""
+
+    model: ir.Model
+    target: Target
+    options: pipeline.Options
+
+    def run(
+        self, model: ir.Model, *, stage: pipeline.StageHook | None = None, watch: Watch | None = None
+    ) -> pipeline.Outcome:
+        """Run the passes over ``model``, which is consumed: :attr:`model`, or a copy of it."""
+        # Proofs run on the CPU, whatever the target.
+        configure = custom_ops.register
+        return pipeline.run(model, self.target, options=self.options, configure=configure, stage=stage, watch=watch)
+
+
+@dataclass(frozen=True)
 class Fused:
     """A graph that went through the passes.
 
@@ -39,6 +57,7 @@ class Fused:
         model: The fused graph.
         unfused: The same before fusion, attention as plain operators; shares weights with ``model``.
         journal: What the passes did.
+        start: A copy of the graph that came in, and what it was fused with: enough to run the passes again.
         signature: Inputs and outputs of the graph that came in; those of ``model`` are the same.
         census_before: Operator counts of ``unfused``.
         census_after: Operator counts of ``model``.
@@ -47,6 +66,7 @@ class Fused:
     model: ir.Model
     unfused: ir.Model
     journal: Journal
+    start: Start
     signature: Signature
     census_before: dict[str, int]
     census_after: dict[str, int]
@@ -72,19 +92,15 @@ def fuse(model: ir.Model, target: Target, options: Options, progress: Progress) 
     def stage(name: str) -> AbstractContextManager[Any]:
         return progress.stage(f"passes: {name}")
 
+    chosen = pipeline.Options(fuse_attention=options.fuse_attention, disabled=tuple(options.disable_fusion))
+    start = Start(model.clone(), target, chosen)
     with reproducible(unfused):
-        outcome = pipeline.run(
-            model,
-            target,
-            options=pipeline.Options(fuse_attention=options.fuse_attention, disabled=tuple(options.disable_fusion)),
-            configure=custom_ops.register,  # proofs run on the CPU, whatever the target
-            stage=stage,
-        )
+        outcome = start.run(model, stage=stage)
         model, journal = outcome.model, outcome.journal
         found = breaches(model, before, journal.sites)
         if found:
             raise DeploymlBug("; ".join(found))
-    return Fused(model, unfused, journal, before, census(unfused), census(model))
+    return Fused(model, unfused, journal, start, before, census(unfused), census(model))
 
 
 def known_rules(names: Sequence[str]) -> None:

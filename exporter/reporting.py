@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..passes.rule import ASSUMPTIONS
-from ..runtime.report import LatencyReport, ParityReport, Report, Stage, Verdict
+from ..runtime.report import Culprit, LatencyReport, ParityReport, Report, Stage, Verdict
 from ..runtime.target import Target
 from ..runtime.versions import installed
 from .against import Source, Subject
@@ -52,6 +52,7 @@ def make_report(
     files: Mapping[str, str],
     parity: ParityReport | None,
     latency: LatencyReport | None,
+    culprit: Culprit | None = None,
     notes: Sequence[str],
     not_run: Mapping[str, str],
     libraries: Sequence[str],
@@ -77,6 +78,7 @@ def make_report(
         census_after=fused.census_after,
         parity=parity,
         latency=latency,
+        culprit=culprit,
         assumptions={name: ASSUMPTIONS[name] for name in journal.assumptions()},
         warnings=tuple(dict.fromkeys([*notes, *journal.notes])),
         not_run=skipped,

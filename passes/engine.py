@@ -13,6 +13,7 @@ from .graph import Builder, op_name, remove_dead
 from .journal import Journal
 from .proof import Proof, Prover
 from .rule import Context, Declined, Replacement, Rule
+from .steps import Steps
 
 __all__ = ["Applied", "Engine"]
 
@@ -36,13 +37,25 @@ class Engine:
         prover: Proves each rewrite.
         journal: Receives what happened.
         disabled: Codes and names of rules that must not run.
+        steps: Hears of every rewrite.
     """
 
-    def __init__(self, context: Context, prover: Prover, journal: Journal, *, disabled: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        context: Context,
+        prover: Prover,
+        journal: Journal,
+        *,
+        disabled: Iterable[str] = (),
+        steps: Steps | None = None,
+    ) -> None:
         self.context = context
         self.prover = prover
         self.journal = journal
         self.disabled = frozenset(disabled)
+        self.steps = steps or Steps()
+        #: Name of the pass that is running.
+        self.stage = ""
         self._declined: set[tuple[str, str, str]] = set()
         self._failed: dict[tuple[str, int], ir.Node] = {}  # the node is held, so that its id stays its own
         #: The latest refusal, also one that was journalled before.
@@ -55,6 +68,7 @@ class Engine:
     def run(self, name: str, rules: Sequence[Rule]) -> int:
         """Apply a set of rules until none fires, and record the pass. Returns the number of rewrites."""
         start, before = time.perf_counter(), self.context.model.graph.num_nodes()
+        self.stage = name
         total = 0
         for _ in range(ROUNDS):
             fired = sum(self._sweep(rule) for rule in rules if self.enabled(rule))
@@ -107,6 +121,7 @@ class Engine:
             g.discard()
             self._roll_back(rule, node, proof)
             return None
+        replaced = tuple((str(a.name), str(b.name)) for a, b in zip(replacement.old, replacement.new, strict=True))
         self._commit(replacement, g, node)
         record = Rewrite(
             rule=rule.code,
@@ -119,6 +134,8 @@ class Engine:
             assumptions=tuple(sorted({*proof.assumptions, *replacement.always})),
         )
         self.journal.rewrites.append(record)
+        built = tuple(str(n.name) for n in g.nodes)
+        self.steps.tell(self.context.model, self.stage, rule=rule.code, at=name, nodes=built, values=replaced)
         return Applied(record, tuple(g.nodes))
 
     def _commit(self, replacement: Replacement, g: Builder, anchor: ir.Node) -> None:

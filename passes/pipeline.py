@@ -21,9 +21,10 @@ from .evaluate import Evaluator
 from .journal import Journal
 from .proof import Prover
 from .rule import Context
+from .steps import Steps, Watch
 from .whole import difference
 
-__all__ = ["Options", "Outcome", "baseline", "run"]
+__all__ = ["Options", "Outcome", "StageHook", "baseline", "run"]
 
 StageHook = Callable[[str], AbstractContextManager[Any]]
 
@@ -58,6 +59,7 @@ def run(
     options: Options | None = None,
     configure: Callable[[Any], None] | None = None,
     stage: StageHook | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Fuse a model. The model given is consumed: use the one in the outcome.
 
@@ -67,21 +69,23 @@ def run(
         options: What may be done.
         configure: Registers op libraries on the session options of proofs.
         stage: Makes a context manager for each stage, for progress display.
+        watch: Called after each change of the model; see :mod:`.steps`.
 
     Returns:
         The model and its journal: every site, rewrite, decline and pass.
     """
     options = options or Options()
     hook: StageHook = stage or (lambda _: nullcontext())
-    journal = Journal()
-    whole = _Whole(Evaluator(configure), journal)
+    journal, steps = Journal(), Steps(watch)
+    whole = _Whole(Evaluator(configure), journal, steps)
     with hook("prepare"):
         whole.timed("name-nodes", model, common.NameFixPass())  # sites and refusals are told apart by name
         model = whole.inline(model)
         model = whole.fold(model)
         whole.timed("infer-shapes", model, infer_shapes)
         whole.timed("dedupe", model, deduplicate)
-    engine = Engine(Context(model, target), Prover(model, whole.evaluator), journal, disabled=options.disabled)
+    prover = Prover(model, whole.evaluator)
+    engine = Engine(Context(model, target), prover, journal, disabled=options.disabled, steps=steps)
     with hook("recognise"):
         present = attention.present_attention(model)
         if options.fuse_attention:  # transposes meet before and after: recognition reads through few of them
@@ -95,6 +99,7 @@ def run(
             attention.record_unrecognised(engine)
         else:
             canonical.expand_all(model)
+            steps.tell(model, "expand-attention")
         whole.timed("infer-shapes", model, infer_shapes)
         engine.run("layout", layout.RULES)
         whole.timed("dedupe", model, deduplicate)
@@ -128,9 +133,10 @@ def baseline(model: ir.Model) -> ir.Model:
 class _Whole:
     """Runs passes over whole graphs, records them, and keeps a result only when it computes the same."""
 
-    def __init__(self, evaluator: Evaluator, journal: Journal) -> None:
+    def __init__(self, evaluator: Evaluator, journal: Journal, steps: Steps) -> None:
         self.evaluator = evaluator
         self.journal = journal
+        self.steps = steps
 
     def timed(self, name: str, model: ir.Model, work: Callable[[ir.Model], Any]) -> None:
         """Run a pass that changes no value (shapes, duplicates, dead nodes)."""
@@ -174,6 +180,7 @@ class _Whole:
 
     def _record(self, name: str, start: float, before: int, model: ir.Model, note: str | None) -> None:
         after = model.graph.num_nodes()
+        self.steps.tell(model, name)
         self.journal.passes.append(
             PassRecord(
                 name=name,

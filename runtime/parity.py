@@ -17,7 +17,7 @@ from .feeds import Case
 from .report import Comparison, ParityReport, Verdict
 from .sensitivity import Reactions
 
-__all__ = ["Runner", "validate"]
+__all__ = ["Runner", "agrees", "validate"]
 
 Runner = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
 
@@ -80,6 +80,22 @@ def validate(
         comparisons=tuple(comparisons),
         notes=tuple(notes),
     )
+
+
+def agrees(
+    run: Runner,
+    reference: Runner,
+    case: Case,
+    *,
+    output_names: Sequence[str],
+    tolerance: float,
+    unfused: Runner | None = None,
+    same_dtype: bool = True,
+) -> bool:
+    """Whether no output of one case fails; as :func:`validate`, which see for the arguments."""
+    trial = _Trial(run, reference, unfused, tuple(output_names), tolerance, "", same_dtype)
+    found, _, _ = trial.judge(case, repeat=False)
+    return all(c.verdict != "fail" for c in found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Comparison",
     "Contender",
+    "Culprit",
     "Decline",
     "LatencyReport",
     "ParityReport",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 #: Version of the JSON form. The first number changes when a field is removed or changes its meaning.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Verdict = Literal["pass", "fail", "inconclusive", "not-run"]
 
@@ -190,6 +191,54 @@ def _severity(found: Comparison) -> tuple[bool, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Culprit:
+    """The first step of a run after which results were wrong.
+
+    Attributes:
+        stage: "translation" (the graph before any pass is wrong already), "onnxruntime" (that graph is right unless
+            onnxruntime optimises it), or the name of the pass.
+        rule: Code of the rule, None for a pass over the whole graph.
+        at: Name of the node that the rule was applied at, or of the first node with a wrong value.
+        module_path: Dotted path of the torch module that the node came from.
+        source: "relative/file.py:123" of the user's code.
+        case: The parity case that showed it.
+        output: The value that differs.
+        error: How much, relative to its largest value.
+        model: File name of a minimal model that shows it, with one output before and one after the step; or None.
+        inputs: File name of its inputs (.npz).
+        note: A sentence, where something could not be done.
+    """
+
+    stage: str
+    case: str
+    rule: str | None = None
+    at: str | None = None
+    module_path: str | None = None
+    source: str | None = None
+    output: str | None = None
+    error: float | None = None
+    model: str | None = None
+    inputs: str | None = None
+    note: str | None = None
+
+    def sentence(self) -> str:
+        """What went wrong where, and what to look at."""
+        if self.stage == "translation":
+            said = "the graph is wrong before any pass ran: the translation from the source is at fault"
+        elif self.stage == "onnxruntime":
+            said = "the graph before any pass is right, and wrong once onnxruntime optimises it"
+        else:
+            said = f"the first wrong step is the pass {self.stage}" + (f", rule {self.rule}" if self.rule else "")
+        place = self.module_path or self.source
+        said += (f", at node '{self.at}'" if self.at else "") + (f" ({place})" if place else "")
+        if self.output is not None and self.error is not None:
+            said += f": '{self.output}' changes by {self.error:.1e} at {self.case}"
+        said += f"; {self.model} with {self.inputs} shows it" if self.model else ""
+        said += f"; without it: --disable-fusion {self.rule}" if self.rule else ""
+        return said + (f"; {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     """Times of one contender, milliseconds a run."""
 
@@ -252,6 +301,7 @@ class Report:
         census_after: The same after.
         parity: None when it was not run; ``not_run`` says why.
         latency: None when it was not run; ``not_run`` says why.
+        culprit: After a failed parity, the first wrong step of the run, where it was found.
         assumptions: Named assumptions the graph rests on, with a sentence each.
         warnings: What the user should know and did not ask.
         not_run: Check name to the reason it was not run.
@@ -275,6 +325,7 @@ class Report:
     census_after: Mapping[str, int] = field(default_factory=dict)
     parity: ParityReport | None = None
     latency: LatencyReport | None = None
+    culprit: Culprit | None = None
     assumptions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     not_run: Mapping[str, str] = field(default_factory=dict)

@@ -56,6 +56,7 @@ def render(report: Report, console: Console) -> None:
     parts += _sites(report.sites)
     parts += _census(report.census_before, report.census_after)
     parts += _parity(report.parity)
+    parts += _items("First wrong step", [] if report.culprit is None else [report.culprit.sentence()])
     parts += _latency(report.latency)
     parts += _items("Not run", (f"{what}: {why}" for what, why in report.not_run.items()))
     parts += _items("Assumes", (f"{name}: {said}" for name, said in report.assumptions.items()))

@@ -47,6 +47,7 @@ _RECOGNISING: Final = ("ATT004", "ATT003", "ATT001")
 def lower_attention(engine: Engine) -> None:
     """Lower every canonical attention of the model and record its site."""
     start = time.perf_counter()
+    engine.stage = "lower-attention"
     model = engine.context.model
     before = model.graph.num_nodes()
     nodes = [n for n in model.graph.all_nodes() if canonical.is_attention(n)]
@@ -57,6 +58,7 @@ def lower_attention(engine: Engine) -> None:
     model.graph.opset_imports.pop(canonical.DOMAIN, None)
     model.graph.sort()
     fused = sum(s.status == "fused" for s in engine.journal.sites)
+    engine.steps.tell(model, engine.stage)
     after = model.graph.num_nodes()
     engine.journal.passes.append(
         PassRecord(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..report import Comparison, LatencyReport, ParityReport
+from ..report import Comparison, Culprit, LatencyReport, ParityReport
 from . import charts
 from .markup import Markup, join, tag
 from .numbers import ceiling_percent, count, factor, floor_cosine, log_ticks, milliseconds, power
@@ -41,9 +41,7 @@ def census(before: Mapping[str, int], after: Mapping[str, int]) -> Markup | None
     )
 
 
-def _folded(
-    title: str, names: Sequence[str], before: Mapping[str, int], after: Mapping[str, int]
-) -> Markup | None:
+def _folded(title: str, names: Sequence[str], before: Mapping[str, int], after: Mapping[str, int]) -> Markup | None:
     return tag("details", tag("summary", title), _census_rows(names, before, after)) if names else None
 
 
@@ -52,14 +50,12 @@ def _census_rows(names: Sequence[str], before: Mapping[str, int], after: Mapping
     cells = []
     for name in names:
         a, b = before.get(name, 0), after.get(name, 0)
-        cells.append(
-            (tag("span", plain_op(name), class_="mono"), charts.bars(most, a, b), f"{count(a)} → {count(b)}")
-        )
+        cells.append((tag("span", plain_op(name), class_="mono"), charts.bars(most, a, b), f"{count(a)} → {count(b)}"))
     return charts.rows(cells, title="operator counts")
 
 
-def parity(found: ParityReport | None) -> Markup | None:
-    """The verdict, one error plot an output, failures in words."""
+def parity(found: ParityReport | None, culprit: Culprit | None = None) -> Markup | None:
+    """The verdict, what made the results wrong, one error plot an output, failures in words."""
     if found is None:
         return None
     outputs = dict.fromkeys(c.output for c in found.comparisons if c.needed is not None)
@@ -70,6 +66,9 @@ def parity(found: ParityReport | None) -> Markup | None:
         "section",
         _titled("Parity", found.verdict),
         tag("p", f"Compared with {found.reference} in {case_count(found)} cases. ", parity_sentence(found)),
+        tag("div", tag("b", "First wrong step"), tag("div", culprit.sentence()), class_="note fail")
+        if culprit
+        else None,
         *(_failure(c) for c in failures[:_FAILURES]),
         _more(len(failures) - _FAILURES, "failures"),
         key if outputs else None,
@@ -81,13 +80,9 @@ def parity(found: ParityReport | None) -> Markup | None:
 
 
 def _error_scale(judged: Sequence[Comparison]) -> charts.LogScale:
-    values = [
-        v for c in judged for v in (c.needed, c.granted) if v is not None and v > 0 and math.isfinite(v)
-    ]
+    values = [v for c in judged for v in (c.needed, c.granted) if v is not None and v > 0 and math.isfinite(v)]
     low, high = min(values, default=1e-8), max(values, default=1e-3)
-    return charts.LogScale(
-        10.0 ** math.floor(math.log10(low) - 0.3), 10.0 ** math.ceil(math.log10(high) + 0.2)
-    )
+    return charts.LogScale(10.0 ** math.floor(math.log10(low) - 0.3), 10.0 ** math.ceil(math.log10(high) + 0.2))
 
 
 def _error_plot(name: str, found: Sequence[Comparison], scale: charts.LogScale) -> Markup:
@@ -96,9 +91,7 @@ def _error_plot(name: str, found: Sequence[Comparison], scale: charts.LogScale) 
     cosines = [c.cosine for c in judged if c.cosine is not None]
     shares = [c.top1 for c in judged if c.top1 is not None]
     said = [f"cosine at least {floor_cosine(min(cosines))}"] if cosines else []
-    said += (
-        [f"same top choice in at least {math.floor(min(shares) * 1000) / 10:g} % of rows"] if shares else []
-    )
+    said += [f"same top choice in at least {math.floor(min(shares) * 1000) / 10:g} % of rows"] if shares else []
     said += list(dict.fromkeys(f"granted {power(c.granted)} {_basis(c)}" for c in judged))[:2]
     cells = [(c.case, _error_strip(c, scale, ticks), power(c.needed)) for c in judged]
     return join(
@@ -192,9 +185,7 @@ def _times(found: LatencyReport) -> Markup | None:
     base = found.ratios[0].over if found.ratios else found.contenders[0].name
     cells = [
         (
-            join(
-                c.name, tag("span", f" {c.provider.removesuffix('ExecutionProvider')}", class_="soft small")
-            ),
+            join(c.name, tag("span", f" {c.provider.removesuffix('ExecutionProvider')}", class_="soft small")),
             charts.time_strip(
                 longest,
                 c.median_ms,

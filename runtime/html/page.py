@@ -39,7 +39,7 @@ def html_report(report: Report, *, before: Picture | None = None, after: Picture
         sites.section(report),
         _pictures(before, after),
         evidence.census(report.census_before, report.census_after),
-        evidence.parity(report.parity),
+        evidence.parity(report.parity, report.culprit),
         evidence.latency(report.latency),
         _caveats(report),
         _making(report),

@@ -1,0 +1,172 @@
+"""After a failed parity: the first pass, rule and node that made the results wrong, and a minimal model of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from ..passes import canonical
+from ..passes.steps import Step
+from ..runtime.bisect import first_bad
+from ..runtime.feeds import Case
+from ..runtime.files import Staging
+from ..runtime.parity import Runner, agrees
+from ..runtime.report import Culprit, ParityReport
+from ..runtime.session import Optimize, open_session
+from ..runtime.tensors import session_runner
+from .artifact import FileNames
+from .fusing import Fused, Start
+from .measuring import TOLERANCE, Graph, Reference
+from .minimal import Parting, part
+from .source_map import MODULE_KEY, SOURCE_KEY
+from .writing import weight_bytes
+
+__all__ = ["Evidence", "failing_case", "find_culprit"]
+
+#: Models with more bytes of weights are not bisected: each trial holds them once more.
+_LIMIT: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The culprit and, where it could be cut out, the minimal model with its inputs."""
+
+    culprit: Culprit
+    parting: Parting | None = None
+
+    def write(self, staging: Staging, names: FileNames) -> Culprit:
+        """Put the minimal model and its inputs into a staging folder. Returns the culprit that names them."""
+        if self.parting is None:
+            return self.culprit
+        data = ir.serde.serialize_model(self.parting.model).SerializeToString(deterministic=True)
+        staging.write(names.bisect, data)
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict(sorted(self.parting.feeds.items())))  # type: ignore[arg-type]
+        staging.write(names.bisect_inputs, buffer.getvalue())
+        return replace(self.culprit, model=names.bisect, inputs=names.bisect_inputs)
+
+
+def failing_case(parity: ParityReport, cases: Sequence[Case]) -> Case | None:
+    """The smallest case that failed; None where only the grid as a whole did."""
+    failed = {c.case for c in parity.comparisons if c.verdict == "fail"}
+    found = [case for case in cases if case.name in failed]
+    return min(found, key=lambda case: sum(a.size for a in case.feeds.values()), default=None)
+
+
+def find_culprit(fused: Fused, graph: Graph, reference: Reference, case: Case) -> Evidence:
+    """Repeat the passes and find the first step after which ``case`` fails.
+
+    Args:
+        fused: The run that made the wrong graph.
+        graph: The written graph; says on what it runs.
+        reference: What it should compute.
+        case: Inputs that fail.
+    """
+    if weight_bytes(fused.unfused) > _LIMIT:
+        note = f"not bisected: it holds more than {_LIMIT >> 30} GiB of weights"
+        return Evidence(Culprit(stage="not bisected", case=case.name, note=note))
+    trial = _Trial(graph, _once(reference.run, case), reference.same_dtype, case)
+    if trial.is_bad(fused.unfused):
+        plain = replace(trial, optimize="none")
+        stage = "onnxruntime" if not plain.is_bad(fused.unfused) else "translation"
+        return Evidence(Culprit(stage=stage, case=case.name))
+    steps = _steps(fused.start)
+    if not trial.is_bad(_replay(fused.start, [len(steps)])[len(steps)]):
+        note = "the passes did other things when they ran again"
+        return Evidence(Culprit(stage="not bisected", case=case.name, note=note))
+    number = first_bad(len(steps), lambda wanted: _replay(fused.start, wanted), trial.is_bad)
+    states = _replay(fused.start, [n for n in (number - 1, number) if n])
+    before = states.get(number - 1, fused.unfused)
+    return _evidence(steps[number - 1], before, states[number], case)
+
+
+def _evidence(step: Step, before: ir.Model, after: ir.Model, case: Case) -> Evidence:
+    _name_alike(after, step)
+    parting = part(before, after, case.feeds, TOLERANCE)
+    made = {str(n.name): n for n in after.graph.all_nodes()}
+    node = next((made[n] for n in step.nodes if n in made), parting.node if parting else None)
+    culprit = Culprit(
+        stage=step.stage,
+        rule=step.rule,
+        at=step.at or (None if node is None else node.name),
+        module_path=None if node is None else node.metadata_props.get(MODULE_KEY),
+        source=None if node is None else node.metadata_props.get(SOURCE_KEY),
+        case=case.name,
+        output=None if parting is None else parting.output,
+        error=None if parting is None else parting.error,
+        note=None if parting is not None else "it shows only where onnxruntime optimises the graph",
+    )
+    return Evidence(culprit, parting)
+
+
+def _name_alike(after: ir.Model, step: Step) -> None:
+    """Give the values that took another's place its name, so that both graphs call them the same."""
+    values = {str(o.name): o for node in after.graph for o in node.outputs}
+    for old, new in step.values:
+        if new in values and old not in values:
+            values[new].name = old
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """How a state of the graph is judged."""
+
+    graph: Graph
+    reference: Runner
+    same_dtype: bool
+    case: Case
+    optimize: Optimize = "all"
+
+    def is_bad(self, model: ir.Model) -> bool:
+        """Whether the case fails on a model; one that does not load is bad too."""
+        try:
+            session = open_session(
+                ir.serde.serialize_model(model).SerializeToString(),
+                self.graph.target,
+                libraries=self.graph.libraries,
+                allow_cpu_fallback=self.graph.allow_cpu_fallback,
+                optimize=self.optimize,
+            )
+        except Exception:  # of whatever class: the graph is at fault, and that is what is looked for
+            return True
+        return not agrees(
+            session_runner(session),
+            self.reference,
+            self.case,
+            output_names=[o.name for o in session.get_outputs()],
+            tolerance=TOLERANCE,
+            same_dtype=self.same_dtype,
+        )
+
+
+def _once(run: Runner, case: Case) -> Runner:
+    """The reference's outputs on the one case, computed once."""
+    outputs = run(case.feeds)
+    return lambda feeds: outputs
+
+
+def _steps(start: Start) -> list[Step]:
+    steps: list[Step] = []
+    start.run(start.model.clone(), watch=lambda step, _: steps.append(step))
+    return steps
+
+
+def _replay(start: Start, wanted: Collection[int]) -> Mapping[int, ir.Model]:
+    """Copies of the graph after the steps with these numbers, canonical attention as plain operators."""
+    found: dict[int, ir.Model] = {}
+
+    def watch(step: Step, model: ir.Model) -> None:
+        if step.number not in wanted:
+            return
+        copy = model.clone()
+        canonical.expand_all(copy)
+        copy.graph.sort()
+        found[step.number] = copy
+
+    start.run(start.model.clone(), watch=watch)
+    return found

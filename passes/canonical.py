@@ -27,6 +27,7 @@ from typing import Final, Literal
 import numpy as np
 import onnx_ir as ir
 
+from . import canonical_recurrence
 from .graph import Builder, attribute, remove_node
 
 __all__ = ["DOMAIN", "NAME", "AttentionNode", "expand", "expand_all", "is_attention", "read"]
@@ -208,7 +209,7 @@ def _softmax(site: AttentionNode, scores: ir.Value, g: Builder) -> ir.Value:
 
 
 def expand_all(model: ir.Model) -> int:
-    """Replace every canonical attention of a model by plain operators, in place.
+    """Replace every canonical attention, linear ones too, of a model by plain operators, in place.
 
     Returns:
         How many were replaced.
@@ -216,7 +217,7 @@ def expand_all(model: ir.Model) -> int:
     count = 0
     for graph in (model.graph, *(f.graph for f in model.functions.values())):
         for node in list(graph.all_nodes()):
-            if not is_attention(node):
+            if not is_attention(node) and not canonical_recurrence.is_recurrence(node):
                 continue
             replace_by_plain(node)
             count += 1
@@ -225,12 +226,20 @@ def expand_all(model: ir.Model) -> int:
     return count
 
 
-def replace_by_plain(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Expand one canonical node where it stands. Returns what :func:`expand` returned."""
+def replace_by_plain(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Expand one canonical node where it stands.
+
+    Returns:
+        What :func:`expand` returned, or its namesake for linear attention.
+    """
     graph = node.graph
     assert graph is not None
     g = Builder(graph, prefix=node.name or NAME, like=node)
-    result = expand(read(node), g)
+    result: tuple[ir.Value, ...]
+    if is_attention(node):
+        result = expand(read(node), g)
+    else:
+        result = canonical_recurrence.expand(canonical_recurrence.read(node), g)
     g.insert_before(node)
     for old, new in zip(node.outputs, result, strict=False):
         g.take_over(old, new)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 __all__ = ["TABLE", "Capability", "capability"]
 
-Kernel = Literal["flash", "naive", "own", "compiled", "unknown"]
+Kernel = Literal["flash", "naive", "own", "compiled", "recurrence", "unknown"]
 
 F32, F16, BF16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
@@ -22,6 +22,7 @@ GQA: Final = "com.microsoft::GroupQueryAttention"
 MHA: Final = "com.microsoft::MultiHeadAttention"
 STANDARD: Final = "Attention"
 OWN: Final = "deployml::FlashAttention"
+LINEAR: Final = "com.microsoft::LinearAttention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ TABLE: Final[tuple[Capability, ...]] = (
         sink=True,
         kernel="own",
     ),
+    Capability(op=LINEAR, target="cpu", since=(1, 31), kernel="recurrence"),
     Capability(
         op=GQA,
         target="cuda",
@@ -143,6 +145,7 @@ TABLE: Final[tuple[Capability, ...]] = (
         disturbed_by=("mask", "bias", "float32", "unequal_value"),
         **_STANDARD_KINDS,
     ),
+    Capability(op=LINEAR, target="cuda", dtypes=(F32, F16, BF16), since=(1, 31), kernel="recurrence"),
     Capability(
         op=GQA,
         target="rocm",

@@ -14,7 +14,7 @@ import onnx_ir.passes.common as common
 from .. import custom_ops
 from ..runtime.report import PassRecord
 from ..runtime.target import Target
-from . import activations, attention, canonical, layout, norms, rotary
+from . import activations, attention, canonical, layout, norms, recurrence, rotary
 from .cleanup import deduplicate, fold, infer_shapes, pack_weights, simplify
 from .engine import Engine
 from .evaluate import Evaluator
@@ -95,6 +95,7 @@ def run(
     with hook("lower"):
         if options.fuse_attention:
             attention.lower_attention(engine)
+            recurrence.lower_recurrences(engine)
             attention.record_present(engine, present)
             attention.record_unrecognised(engine)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import activations, attention, layout, norms, rotary
+from . import activations, attention, layout, norms, recurrence, rotary
 from .rule import Rule
 
 __all__ = ["RULES", "find"]
@@ -18,6 +18,7 @@ RULES: tuple[Rule, ...] = tuple(
             *activations.RULES,
             *rotary.RULES,
             *layout.RULES,
+            *recurrence.RULES,
         ),
         key=lambda rule: rule.code,
     )

@@ -59,7 +59,8 @@ class Site:
         nearest: The lowering that came closest, None when fused.
         module_path: Dotted path of the torch module that called it ("encoder.layer.3.attention.self").
         source: "relative/file.py:123" of the user's code that called it.
-        origin: How it was found: "sdpa" (captured call), "softmax" (recognised), "op" (already one node).
+        origin: How it was found: "sdpa" (captured call), "softmax" (recognised), "op" (already one node),
+            "recurrence" (a captured linear attention).
         facts: The typed facts: heads, kv_heads, head_dim, value_dim, scale, causal, window, mask, bias, ...
         error: Largest error of the fused form against float64, relative to the largest output (proof).
         error_unfused: The same for the form it replaced.
@@ -78,7 +79,7 @@ class Site:
     nearest: str | None = None
     module_path: str | None = None
     source: str | None = None
-    origin: Literal["sdpa", "softmax", "op"] = "sdpa"
+    origin: Literal["sdpa", "softmax", "op", "recurrence"] = "sdpa"
     facts: Mapping[str, Any] = field(default_factory=dict)
     error: float | None = None
     error_unfused: float | None = None

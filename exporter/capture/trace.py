@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from .inputs import Examples
 from .outputs import Outputs
 from .quiet import quiet
+from .recurrences import recurrences_whole
 
 __all__ = ["fixed_size", "quiet_run", "slow_paths", "trace", "user_tensors"]
 
@@ -49,7 +50,7 @@ def trace(
     oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     handle = module.register_forward_hook(outputs or Outputs())
     try:
-        with slow_paths(), oblivious, torch.no_grad():
+        with slow_paths(), oblivious, torch.no_grad(), recurrences_whole(module):
             return torch.export.export(
                 module,
                 args,

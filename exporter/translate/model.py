@@ -13,6 +13,7 @@ from ...runtime.errors import DeploymlError, UnsupportedError
 from ..capture.attention_op import ATTENTION
 from ..capture.captured import Captured
 from ..capture.quiet import quiet
+from ..capture.recurrence_op import LINEAR_ATTENTION
 from ..source_map import SourceMap
 from .attention import translate_attention
 from .bfloat16 import widen_bfloat16
@@ -20,6 +21,7 @@ from .foreign_ops import open_custom_ops, untranslated_error
 from .grouped_matmul import grouped_matmul_table
 from .names import name_axes, name_inputs, name_outputs
 from .origins import replace_metadata
+from .recurrence import translate_linear_attention
 from .split import finish_splits, split_table
 from .strided import storage_ordered
 
@@ -68,7 +70,8 @@ def translate(captured: Captured, *, opset: int) -> Translated:
 
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
-    table = {ATTENTION: translate_attention, **grouped_matmul_table(), **split_table()}
+    attention = {ATTENTION: translate_attention, LINEAR_ATTENTION: translate_linear_attention}
+    table = {**attention, **grouped_matmul_table(), **split_table()}
     program = storage_ordered(open_custom_ops(captured.program, table))
     try:
         converted = torch.onnx.export(

@@ -55,7 +55,6 @@ def lower_attention(engine: Engine) -> None:
         _shaped(node)
         engine.journal.sites.append(_lower(engine, node, len(engine.journal.sites)))
     add_bodies(model)
-    model.graph.opset_imports.pop(canonical.DOMAIN, None)
     model.graph.sort()
     fused = sum(s.status == "fused" for s in engine.journal.sites)
     engine.steps.tell(model, engine.stage)
@@ -144,7 +143,7 @@ def _best_first(target: Target, kinds: frozenset[str]) -> list[Rule]:
 
 
 def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]) -> SiteRecord:
-    _, weights, _ = canonical.replace_by_plain(node)
+    weights = canonical.replace_by_plain(node)[1]
     nearest = _nearest(refusals)
     softmax = _softmax_of(weights)
     reasons = {r.reason for r in refusals} - _PASSING

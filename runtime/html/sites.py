@@ -17,11 +17,13 @@ _FOUND: Final = {
     "sdpa": "captured from a scaled_dot_product_attention call",
     "softmax": "recognised from its softmax",
     "op": "already one operator in the source graph",
+    "recurrence": "captured from a linear attention call",
 }
 #: What a kernel class means, for readers who do not know the word.
 _KERNELS: Final = {
     "flash": "tiled, scores never written to memory",
     "naive": "scores are written out",
+    "recurrence": "token by token, no scores at all",
     "own": "deployml's own kernel",
     "compiled": "compiled, not run here",
     "unknown": "not known for this target",

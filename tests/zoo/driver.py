@@ -110,7 +110,7 @@ def run(entry: Entry, impl: str) -> Result:
 def _shares_heads(node: ir.Node) -> bool:
     """Whether a fused attention reads fewer key/value heads than it has query heads."""
     for name in ("kv_num_heads", "kv_heads"):
-        if name in node.attributes:
+        if name in node.attributes and "num_heads" in node.attributes:
             return node.attributes[name].as_int() < node.attributes["num_heads"].as_int()
     return False
 

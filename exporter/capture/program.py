@@ -74,6 +74,7 @@ def _capture_module(loaded: Loaded) -> Captured:
             *(decision.note() for decision in assumed),
             *_merge_notes(program, examples),
             *_fixed_notes(program, examples),
+            *_limit_notes(program, examples, names),
         ),
     )
 
@@ -144,6 +145,21 @@ def _merge_notes(program: ExportedProgram, examples: Examples) -> tuple[str, ...
 
 def _fixed_notes(program: ExportedProgram, examples: Examples) -> tuple[str, ...]:
     return tuple(f"Note that {lost}." for lost in lost_axes(program, examples) if lost.axis.automatic)
+
+
+def _limit_notes(program: ExportedProgram, examples: Examples, names: dict[str, str]) -> tuple[str, ...]:
+    """Upper bounds that nobody declared: beyond them the model's code takes a branch the trace did not see."""
+    declared = {axis.name: axis.high for _, _, axis in examples.dynamic() if axis.high is not None}
+    notes = []
+    for symbol, bounds in program.range_constraints.items():
+        name = names.get(str(symbol))
+        if name is None or not bounds.upper.is_Integer or declared.get(name) == int(bounds.upper):
+            continue
+        notes.append(
+            f"The graph takes axis '{name}' up to {int(bounds.upper)}: beyond it the model's code goes another way "
+            "(a branch or a loop on the size), which the trace did not see."
+        )
+    return tuple(notes)
 
 
 def name_axes(program: ExportedProgram, examples: Examples) -> tuple[dict[str, str], dict[str, dict[int, str]]]:

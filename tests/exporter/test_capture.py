@@ -223,6 +223,21 @@ def test_declared_bounds_leave_the_other_branch_out() -> None:
     assert check_dynamic(loaded, capture(loaded)) == ()
 
 
+class ShortBranch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.shape[1] <= 40 else x * 3
+
+
+def test_an_upper_limit_that_nobody_declared_is_said() -> None:
+    captured = capture(_load(ShortBranch(), torch.randn(3, 5, 8)))
+    assert [note for note in captured.notes if "axis 'sequence' up to 40" in note]
+
+
+def test_an_upper_limit_that_was_declared_is_not_repeated() -> None:
+    axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", max=40)}}
+    assert capture(_load(ShortBranch(), torch.randn(3, 5, 8), axes=axes)).notes == ()
+
+
 class Always(torch.nn.Module):
     """The same without an optional argument."""
 

@@ -46,6 +46,7 @@ class Capability:
         window: Whether a sliding window is an attribute.
         softcap: Oldest version with softcap before the mask, None for never.
         sink: Whether a sink logit per head is accepted.
+        weights: Whether the softmax result is an output.
         kernel: Kernel class when nothing below disturbs it.
         disturbed_by: Facts ("mask", "bias", "softcap", "sink", "unequal_value", "causal") that cost the kernel.
     """
@@ -66,6 +67,7 @@ class Capability:
     window: bool = False
     softcap: tuple[int, ...] | None = None
     sink: bool = False
+    weights: bool = False
     kernel: Kernel = "naive"
     disturbed_by: tuple[str, ...] = ()
 
@@ -110,6 +112,7 @@ TABLE: Final[tuple[Capability, ...]] = (
         window=True,
         softcap=(1, 22),
         sink=True,
+        weights=True,
         kernel="own",
     ),
     Capability(op=LINEAR, target="cpu", since=(1, 31), kernel="recurrence"),

@@ -36,9 +36,13 @@ def attention_text(
     mask: str | None = None,
     bias: str | None = None,
     softcap: float = 0.0,
+    weights: bool = False,
     opset: int = 21,
 ) -> AttentionText:
-    """One canonical attention with the given facts; ``mask`` and ``bias`` are shapes such as "B,1,S,T"."""
+    """One canonical attention with the given facts; ``mask`` and ``bias`` are shapes such as "B,1,S,T".
+
+    With ``weights`` the softmax result is an output of the graph.
+    """
     key = key or ("S" if causal != "none" else "T")
     shared = kv_heads or heads
     if mask is not None and key == "S":
@@ -59,8 +63,11 @@ def attention_text(
     if softcap:
         attributes.append(f"softcap = {softcap}")
     arguments = ", ".join(names)
+    outputs = [f"float[B,{heads},{query},{head_size}] y"]
+    if weights:
+        outputs.append(f"float[B,{heads},{query},{key}] w")
     text = f"""<ir_version: 10, opset_import: ["" : {opset}, "deployml.canonical" : 1]>
-g ({", ".join(inputs)}) => (float[B,{heads},{query},{head_size}] y) {{
-  [site] y = deployml.canonical.Attention <{", ".join(attributes)}> ({arguments})
+g ({", ".join(inputs)}) => ({", ".join(outputs)}) {{
+  [site] {"y, w" if weights else "y"} = deployml.canonical.Attention <{", ".join(attributes)}> ({arguments})
 }}"""
     return AttentionText(text, opset)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph import Builder
+from ..masks import KeyPadding
 from ..rule import Declined
 from ..symbols import broadcast, length, same_dim
 from .site import Site
@@ -45,7 +46,8 @@ def repeat_heads(g: Builder, value: ir.Value, heads: int) -> ir.Value:
 
 def key_padding(g: Builder, site: Site) -> ir.Value:
     """The (B, T) int32 keep flags of a site whose mask is key padding alone."""
-    flags = keep_flags(g, site)
+    assert site.padding is not None
+    flags = keep_flags(g, site, site.padding)
     flags = g.op("Cast", flags, to=ir.DataType.INT32, dtype=ir.DataType.INT32, shape=flags.shape)
     query, key = site.node.query, site.node.key
     batch, keys = query.shape[0], key.shape[2]  # type: ignore[index]
@@ -55,10 +57,9 @@ def key_padding(g: Builder, site: Site) -> ir.Value:
     return g.op("Expand", flags, full, dtype=ir.DataType.INT32, shape=[batch, keys])
 
 
-def keep_flags(g: Builder, site: Site) -> ir.Value:
-    """The (B, T) or (1, T) boolean keep flags of a site whose mask is key padding alone."""
-    fact = site.padding
-    assert fact is not None and fact.value.shape is not None
+def keep_flags(g: Builder, site: Site, fact: KeyPadding) -> ir.Value:
+    """The (B, T) or (1, T) boolean keep flags that a padding fact of a site speaks of."""
+    assert fact.value.shape is not None
     flags = fact.value
     if flags.dtype != ir.DataType.BOOL:
         flags = g.op("Cast", flags, to=ir.DataType.BOOL, dtype=ir.DataType.BOOL, shape=flags.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,9 +11,11 @@ import onnx_ir as ir
 from ...custom_ops import DOMAIN, library_path
 from ...custom_ops.flash_attention import NAME, Attributes, Signature, add_function
 from ..graph import Builder
+from ..masks import Always, Causal, KeyPadding
 from ..rule import Context, Declined, Replacement, Rule, Safety
 from .example_texts import attention_text
 from .inputs import fold_heads, keep_flags, split_heads
+from .relative import RelativeTable, relative_table
 from .site import Site, require, study
 
 __all__ = ["OWN", "OwnAttention", "add_bodies"]
@@ -22,12 +25,34 @@ OWN = f"{DOMAIN}::{NAME}"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A site, and which of its mask and bias are handed to the kernel."""
+    """A site, and what of its mask and bias is handed to the kernel in which form.
+
+    Attributes:
+        site: The site.
+        mask: Boolean mask as it stands.
+        padding: Key padding, handed over as (B, 1, 1, T) flags.
+        bias: Additive bias as it stands.
+        table: The bias as relative positions.
+        window: Keys visible to a row, itself included.
+    """
 
     site: Site
-    with_mask: bool
-    with_bias: bool
-    window: int | None
+    mask: ir.Value | None = None
+    padding: KeyPadding | None = None
+    bias: ir.Value | None = None
+    table: RelativeTable | None = None
+    window: int | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """Which inputs and outputs the node has."""
+        return Signature(
+            mask=self.mask is not None or self.padding is not None,
+            bias=self.bias is not None,
+            table=self.table is not None,
+            sink=self.site.node.sink is not None,
+            weights=self.site.node.weights is not None,
+        )
 
 
 class OwnAttention(Rule):
@@ -35,19 +60,20 @@ class OwnAttention(Rule):
 
     ## What it finds
     Any canonical attention with static head counts: masks and biases of any broadcast, softcap, sink logits,
-    either causal alignment, windows, grouped heads, unequal value sizes.
+    either causal alignment, windows, grouped heads, unequal value sizes, weights that are read elsewhere. A bias that
+    is looked up by key minus query position (T5, MPNet) becomes a table of one row a head.
 
     ## Why
     The kernel is tiled, never holds the score matrix, broadcasts masks and biases where they are read and skips
-    the blocks they rule out. The model carries a function body of the same meaning, so that it also runs where
-    the library is not loaded.
+    the blocks they rule out. With a table the (S, T) bias is never made. The model carries a function body of the
+    same meaning, so that it also runs where the library is not loaded.
 
     ## Before -> After
     ``canonical::Attention(q, k, v, mask, bias)`` -> ``deployml::FlashAttention_mask_bias(q, k, v, mask, bias)``
     over (B, S, N * H) tensors.
 
     ## When it declines
-    ``no-capability`` for a target without a built library, ``weights-output``.
+    ``no-capability`` for a target without the operator, ``no-library`` where it is not built.
 
     ## Numerics
     ROUNDING, float32 accumulation. A row without any key gives 0, as for boolean masks in
@@ -62,14 +88,13 @@ class OwnAttention(Rule):
     safety = Safety.ROUNDING
     anchors = frozenset({"deployml.canonical::Attention"})
     emits = tuple(
-        f"{DOMAIN}::{Signature(mask=mask, bias=bias, sink=sink).op_type}"
-        for sink in (False, True)
-        for bias in (False, True)
-        for mask in (False, True)
+        f"{DOMAIN}::{Signature(mask=mask, bias=bias, table=table, sink=sink, weights=weights).op_type}"
+        for weights, sink, table, bias, mask in itertools.product((False, True), repeat=5)
     )
     examples = (
         attention_text(softcap=30.0).fires_once(OWN),
         attention_text(causal="lower_right", key="T", mask="1,1,S,T").fires_once(f"{OWN}_mask"),
+        attention_text(weights=True, bias="1,1,S,T").fires_once(f"{OWN}_bias_weights"),
         attention_text(heads="unknown").declines("unknown-heads"),
         attention_text(heads=4, kv_heads=3).declines("head-groups"),
     )
@@ -79,18 +104,10 @@ class OwnAttention(Rule):
         require(OWN, site, context)
         if library_path("cpu") is None:
             raise Declined("no-library", f"the library of {OWN} is not built here, so it cannot be proven", at=node)
-        covered = site.causal_is_all or site.window is not None
-        return Facts(
-            site,
-            with_mask=(site.node.mask is not None or site.padding is not None) and not covered,
-            with_bias=site.node.bias is not None and site.padding is None and not covered,
-            window=site.window,
-        )
+        return _facts(site)
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
-        site = facts.site
-        node = site.node
-        signature = Signature(mask=facts.with_mask, bias=facts.with_bias, sink=node.sink is not None)
+        site, node, signature = facts.site, facts.site.node, facts.signature
         attributes = Attributes(
             num_heads=site.heads,
             kv_heads=site.kv_heads,
@@ -100,43 +117,83 @@ class OwnAttention(Rule):
             window_left=-1 if facts.window is None else facts.window - 1,
             softcap=node.softcap,
         )
-        extra = [
-            _mask(g, site) if facts.with_mask else None,
-            node.bias if facts.with_bias else None,
-            node.sink,
-        ]
+        mask = _flags(g, site, facts.padding) if facts.padding is not None else facts.mask
+        extra = [mask, facts.bias, _table(g, facts.table), node.sink]
         batch, _, rows, _ = node.query.shape  # type: ignore[misc]
-        output = g.op(
+        made = g.op(
             f"{DOMAIN}::{signature.op_type}",
             fold_heads(g, node.query),
             fold_heads(g, node.key),
             fold_heads(g, node.value),
             *[value for value in extra if value is not None],
+            outputs=len(signature.outputs),
             dtype=node.query.dtype,
             shape=[batch, rows, site.heads * site.value_size],
             **asdict(attributes),
         )
+        output, *weights = made if node.weights is not None else (made,)
+        for value in weights:
+            value.dtype, value.shape = node.query.dtype, _weights_shape(site)
         # A padding bias of finite numbers is handed over as flags; only rows without any key tell the two apart.
-        as_flags = facts.with_mask and node.bias is not None and not facts.with_bias
+        as_flags = facts.padding is not None and node.bias is not None
         guarded = node.empty_rows == "zero" and not as_flags
-        assumptions = ("fully-masked-rows",) if site.masked and not guarded else ()
         return Replacement(
-            old=[node.output],
-            new=[split_heads(g, output, node.output)],
-            assumptions=assumptions,
+            old=[node.output, *([] if node.weights is None else [node.weights])],
+            new=[split_heads(g, output, node.output), *weights],
+            assumptions=("fully-masked-rows",) if site.masked and not guarded else (),
             rows_of=node.node,
-            forbidding=site.forbidding,
+            forbidding=site.forbidding if facts.table is None else (),
         )
 
 
-def _mask(g: Builder, site: Site) -> ir.Value | None:
-    """The mask as the kernel reads it with least work: (B, 1, 1, T) flags where it is key padding alone."""
-    if site.padding is None:
-        return site.node.mask
-    flags = keep_flags(g, site)
+def _facts(site: Site) -> Facts:
+    """The form in which mask and bias cost the kernel least."""
+    node = site.node
+    if site.causal_is_all or site.window is not None:
+        return Facts(site, window=site.window)
+    if site.padding is not None:
+        return Facts(site, padding=site.padding)
+    return _as_table(site) or Facts(site, mask=node.mask, bias=node.bias)
+
+
+def _as_table(site: Site) -> Facts | None:
+    """The site with its bias as relative positions, where that and typed masks are all that it holds."""
+    node, facts = site.node, site.bias_facts
+    if node.bias is None or facts is None or not facts.exact or len(facts.additive) != 1:
+        return None
+    if node.causal == "lower_right" and not site.square:
+        return None
+    typed = [c for c in facts.conjuncts if not isinstance(c, Always)]
+    paddings = [c for c in typed if isinstance(c, KeyPadding)]
+    causal = [c for c in typed if isinstance(c, Causal) and c.upper_left]
+    if len(paddings) + len(causal) != len(typed) or len(paddings) > (node.mask is None) or (causal and not site.causal):
+        return None
+    table = relative_table(facts.additive[0], node.query, node.key)
+    if table is None:
+        return None
+    return Facts(site, mask=node.mask, padding=paddings[0] if paddings else None, table=table)
+
+
+def _flags(g: Builder, site: Site, padding: KeyPadding) -> ir.Value:
+    """The (B, 1, 1, T) flags of key padding: the form that the kernel reads with least work."""
+    flags = keep_flags(g, site, padding)
     assert flags.shape is not None
     batch, keys = flags.shape
     return g.op("Unsqueeze", flags, g.const(np.array([1, 2], np.int64)), dtype=flags.dtype, shape=[batch, 1, 1, keys])
+
+
+def _table(g: Builder, table: RelativeTable | None) -> ir.Value | None:
+    """The (heads, distances) table; constant folding makes a constant of it where the weight is one."""
+    if table is None:
+        return None
+    rows = g.op("Gather", table.weight, g.const(np.array(table.buckets, np.int64)), axis=0, dtype=table.weight.dtype)
+    return g.op("Transpose", rows, perm=[1, 0], dtype=table.weight.dtype)
+
+
+def _weights_shape(site: Site) -> ir.Shape:
+    query, key = site.node.query.shape, site.node.key.shape
+    assert query is not None and key is not None
+    return ir.Shape([query[0], site.heads, query[2], key[2]])
 
 
 def add_bodies(model: ir.Model) -> None:

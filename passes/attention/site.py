@@ -216,7 +216,7 @@ def require(op: str, site: Site, context: Context) -> Capability:
         raise Declined("softcap", f"{op} on onnxruntime {version} has no softcap before the mask")
     if site.node.sink is not None and not row.sink:
         raise Declined("sink", f"{op} has no sink logit")
-    if site.node.weights is not None:
+    if site.node.weights is not None and not row.weights:
         raise Declined("weights-output", f"the attention weights are read elsewhere; {op} does not return them")
     return row
 

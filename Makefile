@@ -60,6 +60,10 @@ test-all: $(STAMP) ## run all tests, the long ones too
 fuzz: $(STAMP) ## compare random attention modules with eager for SECONDS (600) from SEED (1)
 	$(BIN)/python -m tests.property.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(ARGS)
 
+.PHONY: fuzz-files
+fuzz-files: $(STAMP) ## hand mutated files to the loaders for SECONDS (600) from SEED (1)
+	$(BIN)/python -m tests.faults.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from ..runtime.versions import installed
 from .beside import report_beside
 from .foreign_origins import adopt_origins
 from .fusing import fuse
-from .onnx_file import lift_opset, open_file
+from .onnx_file import check_standard, lift_opset, open_file
 from .options import Options
 
 __all__ = ["dry_run", "explain"]
@@ -56,6 +56,7 @@ def dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress)
     options = Options(target=target, validate=False)
     adopt_origins(model)
     notes = lift_opset(model, None)
+    check_standard(model, path.name)
     resolved = options.resolve(opset=model.graph.opset_imports[""])
     fused = fuse(model, resolved, options, progress)
     return Report(

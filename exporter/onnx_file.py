@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
-from ..passes.graph import dims
 from ..runtime.errors import InputError, UnsupportedError
+from .invariants import checker_breach
+from .onnx_screen import screen
 from .options import MIN_OPSET
 
-__all__ = ["lift_opset", "open_file", "read_model"]
+__all__ = ["check_standard", "lift_opset", "open_file", "read_model"]
 
 #: What a file looks like that is not ONNX but is often taken for it.
 _MAGIC: Final[dict[bytes, str]] = {
@@ -56,13 +60,34 @@ def open_file(path: Path) -> ir.Model:
     if not path.is_file():
         raise InputError(f"there is no file '{path}'", hint="check the path")
     try:
-        model = ir.load(path)
-    except (DecodeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        with _hushed():
+            model = ir.load(path)
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be read: {error.strerror}", hint="check its permissions, or copy it"
+        ) from error
+    except Exception as error:  # protobuf and onnx_ir have many of their own; each says that the file is no good
         raise _unreadable(path) from error
     if not model.graph.opset_imports or not len(model.graph.outputs):
         raise _unreadable(path)
-    _check_weights(model, path)
+    screen(model, path)
     return model
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep onnx_ir from telling what the screen says in words of its own."""
+    logger = logging.getLogger("onnx_ir")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
@@ -106,6 +131,21 @@ def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
     return (f"converted from opset {have} to {goal}",)
 
 
+def check_standard(model: ir.Model, name: str) -> None:
+    """Let onnx's checker look at a graph that is to be rewritten: what it refuses now would be laid on us later.
+
+    Args:
+        model: The graph, at the opset it will have.
+        name: What it is called, for the message.
+
+    Raises:
+        InputError: with the checker's words.
+    """
+    breach = checker_breach(model)
+    if breach is not None:
+        raise InputError(f"'{name}' is no valid ONNX model: {breach}", hint="export it anew, or mend what is named")
+
+
 def _unreadable(path: Path) -> InputError:
     with path.open("rb") as file:
         head = file.read(4)
@@ -116,25 +156,3 @@ def _unreadable(path: Path) -> InputError:
         f"'{path.name}' is no ONNX file" + (f": it is {what}" if what else ", or it is damaged"),
         hint="check the path, or copy the file again",
     )
-
-
-def _check_weights(model: ir.Model, path: Path) -> None:
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            place = Path(tensor.path)
-            if not place.is_file():
-                raise InputError(
-                    f"the weights of '{path.name}' are missing: there is no {Path(tensor.location).name} beside it",
-                    hint="put the weights file next to the model; the two belong together",
-                )
-            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-            if place.stat().st_size < end:
-                raise InputError(
-                    f"the weights file {place.name} is too short for '{name}' of '{path.name}'",
-                    hint="copy both files again; they must come from one export",
-                )
-            if dims(value) is None and tensor.shape is None:
-                raise _unreadable(path)

@@ -15,7 +15,7 @@ from .feeding import bench_cases, input_specs, parity_cases
 from .finishing import Checks, begin, finish
 from .foreign_origins import adopt_origins
 from .measuring import Graph, Reference
-from .onnx_file import lift_opset, read_model
+from .onnx_file import check_standard, lift_opset, read_model
 from .options import ExternalData, Options, picked
 
 __all__ = ["optimize"]
@@ -74,6 +74,7 @@ def optimize(
             model, source = read_model(path_or_model)
             adopt_origins(model)
             lifted = lift_opset(model, options.opset)
+            check_standard(model, source)
         resolved = replace(options.resolve(opset=model.graph.opset_imports[""]), opset=model.graph.opset_imports[""])
         options.check_available(resolved)
         specs = input_specs(model)

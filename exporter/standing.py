@@ -175,11 +175,18 @@ def _digests(model: ir.Model) -> dict[str, str]:
         if tensor is None:
             continue
         head = f"{tensor.dtype}{list(dims(value) or tensor.shape.numpy())}".encode()
-        parts.setdefault(_part(str(value.name)), []).append(hashlib.sha256(head + tensor.tobytes()).digest())
+        parts.setdefault(_part(str(value.name)), []).append(hashlib.sha256(head + _contents(tensor)).digest())
     return {
         name: hashlib.sha256(b"".join(sorted(found))).hexdigest()[:_DIGITS]
         for name, found in sorted(parts.items())
     }
+
+
+def _contents(tensor: ir.TensorProtocol) -> bytes:
+    if tensor.dtype != ir.DataType.STRING:
+        return tensor.tobytes()
+    texts = [t if isinstance(t, bytes) else str(t).encode() for t in tensor.numpy().ravel().tolist()]
+    return b"".join(len(t).to_bytes(8) + t for t in texts)
 
 
 def _part(name: str) -> str:

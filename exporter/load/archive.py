@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,9 @@ class Archive:
         except (
             zipfile.BadZipFile,
             zipfile.LargeZipFile,
+            zlib.error,
             OSError,
+            ValueError,
             NotImplementedError,
             RuntimeError,
             EOFError,

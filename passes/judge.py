@@ -19,8 +19,8 @@ ULPS: Final = 64.0
 #: A float32 form this far from its float64 twin means something else than it there (finite masks that swallow a
 #: score in one precision and not in the other): the twin is no reference, the form itself is.
 UNTRUSTED: Final = 1e-3
-#: A row whose largest logit lies below has no key left: masks fill with -1e9 and less (float16: its lowest).
-FORBIDS: Final = (-5e8, -3e4)
+#: A row whose largest logit lies below has no key left: masks fill with -1e4 and less.
+FORBIDS: Final = -5e3
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ def _close(
 
 def _dead_rows(alive: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Rows with no key, broadcast to the output: (B, N, S) for (B, N, S, Hv), any head for (B, S, N * Hv)."""
-    dead = alive < FORBIDS[alive.dtype == np.float16]
+    dead = alive < FORBIDS
     if output.ndim == 4:
         return np.broadcast_to(dead[..., None], output.shape)
     if output.ndim == 3:

@@ -21,6 +21,10 @@ ASSUMPTIONS: Final[dict[str, str]] = {
         "Rows in which the mask leaves no key at all may give another value than the source does there; "
         "every row with at least one key is equal."
     ),
+    "finite-fill": (
+        "Scores stay above the finite number (-9000 or less) that a mask puts in the place of forbidden ones, so that "
+        "forbidden keys have no weight beside allowed ones."
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from .bias import ProjectionBias
 from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
 from .group_query import GroupQuery
+from .infinite_weights import InfiniteWeights
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
 from .own import OwnAttention
@@ -17,6 +18,7 @@ from .repeated import RepeatedHeads
 from .softmax_axis import SoftmaxAxis
 from .standard import Standard
 from .standard_site import StandardSite
+from .value_first import ValueFirst
 from .written_softmax import WrittenSoftmax
 
 __all__ = [
@@ -34,6 +36,8 @@ RECOGNISE: tuple[Rule, ...] = (
     EinsumProduct(),
     WrittenSoftmax(),
     SoftmaxAxis(),
+    ValueFirst(),
+    InfiniteWeights(),
     SoftmaxAttention(),
     StandardSite(),
     RepeatedHeads(),

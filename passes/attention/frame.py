@@ -11,6 +11,7 @@ from .. import canonical
 from ..graph import Builder, dims, producer, scalar
 from ..rule import Declined
 from ..symbols import broadcast, quotient
+from .five import Five
 from .scores import Product, Term, View, swaps_last
 
 __all__ = ["Frame", "lifted_heads"]
@@ -59,7 +60,7 @@ class Frame:
         g: Receives the nodes.
 
     Raises:
-        Declined: "score-layout" when the score product has neither three nor four axes.
+        Declined: "score-layout" when the score product has fewer than two or more than five axes.
     """
 
     def __init__(self, product: Product, value: ir.Value, heads: int | None, g: Builder) -> None:
@@ -71,8 +72,9 @@ class Frame:
         query = product.node.inputs[0]
         assert query is not None
         self.rank = len(dims(query) or ())
-        if self.rank not in (3, 4):
+        if self.rank not in (2, 3, 4, 5):
             raise Declined("score-layout", f"the score product has rank {self.rank}", at=query)
+        self.five = Five.of(query, product.node.inputs[1], value) if self.rank == 5 else None
 
     def operands(self) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Query, key and value; constant factors go to ``scale``, learned ones onto the query."""
@@ -91,8 +93,24 @@ class Frame:
             perm = [*range(self.rank - 2), self.rank - 1, self.rank - 2]
             key = g.op("Transpose", right, perm=perm, shape=[*shape[:-2], shape[-1], shape[-2]])
         for factor in self.product.factors:
-            query = g.op("Mul", query, factor, shape=query.shape)
-        return self.lift(query), self.lift(key), self.lift(self.value)
+            query = g.op(factor.op, query, factor.value, shape=query.shape)
+        lifted = [self.lift(v) for v in (query, key, self.value)]
+        return (
+            self._one_batch(lifted[0], lifted),
+            self._one_batch(lifted[1], lifted),
+            self._one_batch(lifted[2], lifted),
+        )
+
+    def _one_batch(self, value: ir.Value, all_three: list[ir.Value]) -> ir.Value:
+        """An operand that is the same for the whole batch (a learned query, say), repeated for each row of it."""
+        shape = value.shape
+        wide = [v for v in all_three if v.shape is not None and v.shape[0] != 1]
+        if shape is None or shape[0] != 1 or not wide or wide[0].shape is None:
+            return value
+        ones = self.g.const(np.ones(3, np.int64))
+        batch = self.g.op("Shape", wide[0], start=0, end=1, dtype=ir.DataType.INT64, shape=[1])
+        target = self.g.op("Concat", batch, ones, axis=0, dtype=ir.DataType.INT64, shape=[4])
+        return self.g.op("Expand", value, target, dtype=value.dtype, shape=[wide[0].shape[0], *list(shape)[1:]])
 
     def _descale(self, value: ir.Value) -> ir.Value:
         """Take constant scalar factors off an operand and into the scale."""
@@ -110,10 +128,15 @@ class Frame:
             value = left
 
     def lift(self, value: ir.Value) -> ir.Value:
-        """(B * N, S, H) to (B, N, S, H)."""
+        """(S, H), (B * N, S, H) or (B, W, N, S, H) to (B, N, S, H)."""
         shape = dims(value)
         if shape is None or len(shape) == 4:
             return value
+        if self.five is not None:
+            return self.five.lift(self.g, value)
+        if len(shape) == 2 and self.rank == 2 and value.shape is not None:
+            axes = self.g.const(np.array([0, 1], np.int64))
+            return self.g.op("Unsqueeze", value, axes, dtype=value.dtype, shape=[1, 1, *value.shape])
         if len(shape) != 3:
             raise Declined("score-layout", f"an operand of the attention has rank {len(shape)}", at=value)
         heads = self.heads
@@ -159,9 +182,10 @@ class Frame:
             if term.factor != 1.0:
                 value = g.op("Mul", value, g.scalar(term.factor, like=value), shape=value.shape)
             for factor in term.factors:
-                value = g.op("Mul", value, factor)
+                value = g.op(factor.op, value, factor.value)
             return value
-        zero, fill = g.scalar(0.0, like=query), g.scalar(term.fill or 0.0, like=query)
+        lowest = float(np.finfo((query.dtype or ir.DataType.FLOAT).numpy()).min)
+        zero, fill = g.scalar(0.0, like=query), g.scalar(max(term.fill or 0.0, lowest), like=query)
         arms = (zero, fill) if term.kind == "keep" else (fill, zero)
         return g.op("Where", term.value, *arms, dtype=query.dtype, shape=term.value.shape)
 
@@ -175,6 +199,8 @@ class Frame:
             if self.rank == 3 and len(dims(views[0].outer) or ()) == 4:
                 return value
             value = self._viewed(value, views)
+        if self.five is not None:
+            return self.five.mask(self.g, value, self.product.node.outputs[0])
         return self._lifted_mask(value) if self.rank == 3 else value
 
     def _squeezed(self, value: ir.Value, shape: tuple[int | str | None, ...]) -> ir.Value:
@@ -235,6 +261,11 @@ class Frame:
         shape = dims(like)
         if shape is None or len(shape) == 4:
             return value
+        if self.five is not None:
+            return self.five.back(self.g, value, like)
+        if len(shape) == 2:
+            axes = self.g.const(np.array([0, 1], np.int64))
+            return self.g.op("Squeeze", value, axes, dtype=like.dtype, shape=like.shape)
         tail = self.g.op("Shape", value, start=2, end=4, dtype=ir.DataType.INT64, shape=[2])
         lead = self.g.const(np.array([-1], np.int64))
         target = self.g.op("Concat", lead, tail, axis=0, dtype=ir.DataType.INT64, shape=[3])

@@ -134,13 +134,10 @@ class OwnAttention(Rule):
         output, *weights = made if node.weights is not None else (made,)
         for value in weights:
             value.dtype, value.shape = node.query.dtype, _weights_shape(site)
-        # A padding bias of finite numbers is handed over as flags; only rows without any key tell the two apart.
-        as_flags = facts.padding is not None and node.bias is not None
-        guarded = node.empty_rows == "zero" and not as_flags
         return Replacement(
             old=[node.output, *([] if node.weights is None else [node.weights])],
             new=[split_heads(g, output, node.output), *weights],
-            assumptions=("fully-masked-rows",) if site.masked and not guarded else (),
+            assumptions=("fully-masked-rows",) if site.masked else (),
             rows_of=node.node,
             forbidding=site.forbidding if facts.table is None else (),
         )

@@ -73,6 +73,7 @@ class SoftmaxAttention(Rule):
             raise Declined("sink-form", "a logit is added to the scores or a weight dropped, not both", at=node)
         if product.widened and down.node.outputs[0].dtype == ir.DataType.FLOAT:
             raise Declined("softmax-dtype", "the softmax is wider than its scores and stays so", at=node)
+        _forbid(product, down, node)
         return Facts(node, product, down, lifted_heads(query, key, down.node.inputs[1]), read_elsewhere(node, down))
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
@@ -94,7 +95,7 @@ class SoftmaxAttention(Rule):
             scale=frame.scale,
             causal="none",
             softcap=facts.product.softcap or None,
-            empty_rows="zero" if facts.down.guarded else "as_written",
+            empty_rows="zero" if facts.down.guarded or facts.down.blanked else "as_written",
             origin="softmax",
         )
         output = made[0] if outputs == 2 else made
@@ -102,7 +103,7 @@ class SoftmaxAttention(Rule):
         if outputs == 2:
             old.append(facts.softmax.outputs[0])
             new.append(frame.back(made[1], facts.softmax.outputs[0]))
-        return Replacement(old=old, new=new)
+        return Replacement(old=old, new=new, always=facts.product.assumptions)
 
 
 def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:
@@ -118,6 +119,21 @@ def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:
         return walk_down(softmax), score_product(scores)
     except Declined as no:
         raise (chunked if around.chunked else no) from no
+
+
+def _forbid(product: Product, down: Downward, softmax: ir.Node) -> None:
+    """Make masks that blank the weights as well forbid their keys altogether: the fill is then of no account.
+
+    Raises:
+        Declined: "weights-changed" when weights are set to 0 under a condition that masks no score.
+    """
+    for condition, keeps in down.blanked:
+        term = next(
+            (t for t in product.terms if t.value is condition and t.kind == ("keep" if keeps else "drop")), None
+        )
+        if term is None:
+            raise Declined("weights-changed", "weights are set to 0 that the softmax had counted", at=softmax)
+        term.fill = None
 
 
 def _text(body: str, inputs: str) -> str:

@@ -11,10 +11,14 @@ import onnx_ir as ir
 from ..graph import attribute, constant, dims, op_name, producer, scalar
 from ..rule import Declined
 
-__all__ = ["ABSORBS", "Product", "Term", "View", "score_product", "swaps_last"]
+__all__ = ["ABSORBS", "Factor", "Product", "Term", "View", "filling", "score_product", "swaps_last"]
 
 #: A fill at or below this, added to any score, leaves nothing of the score: adding and replacing are one.
 ABSORBS = -1e9
+#: A fill at or below this, put in the place of a score, forbids its key unless scores are as low themselves.
+FORBIDS = -9e3
+#: What such a fill is lowered to.
+LOWEST = -1e30
 
 #: Operators that hand their first input through (Dropout does, in inference).
 _TRANSPARENT = frozenset({"Identity", "Dropout"})
@@ -27,6 +31,14 @@ class View:
 
     outer: ir.Value
     inner: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A tensor, one number a head or row, that scores are multiplied ("Mul") or divided ("Div") by."""
+
+    value: ir.Value
+    op: str
 
 
 @dataclass(slots=True)
@@ -45,7 +57,7 @@ class Term:
     value: ir.Value
     kind: str
     factor: float = 1.0
-    factors: list[ir.Value] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
     fill: float | None = None
     views: list[View] = field(default_factory=list)
 
@@ -63,16 +75,18 @@ class Product:
         views: Views between the softmax and the product, outermost first.
         widened: Whether the scores were cast to a wider float before the softmax.
         sink: One more logit for each head, concatenated to the scores; None when there is none.
+        assumptions: Names of what the walk took for granted.
     """
 
     node: ir.Node
     scale: float = 1.0
-    factors: list[ir.Value] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
     softcap: float = 0.0
     terms: list[Term] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     widened: bool = False
     sink: ir.Value | None = None
+    assumptions: tuple[str, ...] = ()
 
 
 def swaps_last(node: ir.Node) -> bool:
@@ -85,12 +99,13 @@ def swaps_last(node: ir.Node) -> bool:
 class _Walk:
     def __init__(self) -> None:
         self.scale = 1.0
-        self.factors: list[ir.Value] = []
+        self.factors: list[Factor] = []
         self.softcap = 0.0
         self.terms: list[Term] = []
         self.views: list[View] = []
         self.widened = False
         self.sink: ir.Value | None = None
+        self.assumptions: set[str] = set()
 
     def up(self, value: ir.Value) -> Product:
         while True:
@@ -99,7 +114,15 @@ class _Walk:
                 raise Declined("no-score-product", f"'{value.name}' is reached before any matrix product", at=value)
             if op_name(node) == "MatMul":
                 return Product(
-                    node, self.scale, self.factors, self.softcap, self.terms, self.views, self.widened, self.sink
+                    node=node,
+                    scale=self.scale,
+                    factors=self.factors,
+                    softcap=self.softcap,
+                    terms=self.terms,
+                    views=self.views,
+                    widened=self.widened,
+                    sink=self.sink,
+                    assumptions=tuple(sorted(self.assumptions)),
                 )
             step = _STEPS.get(op_name(node))
             if step is None:
@@ -154,7 +177,7 @@ class _Walk:
         path, other = self._sides(node)
         if not _per_head(other):
             raise Declined("score-factor", f"the scores are multiplied by '{other.name}' {dims(other)}", at=node)
-        self.factors.append(other)
+        self.factors.append(Factor(other, "Mul"))
         return path
 
     def _capped(self, node: ir.Node, value: ir.Value, number: float) -> ir.Value:
@@ -177,9 +200,12 @@ class _Walk:
     def _div(self, node: ir.Node) -> ir.Value:
         left, right = _pair(node)
         number = scalar(right)
-        if number is None or number == 0:
+        if number == 0 or (number is None and not _per_head(right)):
             raise Declined("score-factor", f"the scores are divided by '{right.name}' {dims(right)}", at=node)
-        self.scale /= float(number)
+        if number is None:
+            self.factors.append(Factor(right, "Div"))
+        else:
+            self.scale /= float(number)
         return left
 
     def _where(self, node: ir.Node) -> ir.Value:
@@ -192,8 +218,11 @@ class _Walk:
             if self.factors or self.scale <= 0:
                 raise Declined("score-factor", "a mask stands below a factor that may be negative", at=node)
             finite = None if np.isinf(number) else number * self.scale
-            if finite is not None and finite > ABSORBS:
+            if finite is not None and finite > FORBIDS:
                 raise Declined("mask-fill", f"{finite:g} is not low enough to forbid a key", at=node)
+            if finite is not None and finite > ABSORBS:  # replaced scores are all alike: a lower fill means the same
+                self.assumptions.add("finite-fill")
+                finite = LOWEST
             self.terms.append(Term(condition, kind, fill=finite))
             return path
         raise Declined("mask-fill", "neither arm of Where is a constant that forbids a key", at=node)
@@ -290,15 +319,24 @@ def _pair(node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 def _low(value: ir.Value) -> float | None:
     """The number a tensor is filled with when it is one very low number, else None."""
+    number = filling(value)
+    return number if number is not None and number < -1e3 else None
+
+
+def filling(value: ir.Value | None) -> float | None:
+    """The number that every element of a floating-point tensor is, None when it is not one."""
     array = constant(value)
     if array is None:
-        node = producer(value, "Expand", "Cast", "Identity", "CastLike")
-        return None if node is None else _low(_first(node))
+        node = producer(value, "Expand", "Cast", "Identity", "CastLike", "ConstantOfShape")
+        if node is None or op_name(node) != "ConstantOfShape":
+            return None if node is None else filling(_first(node))
+        tensor = attribute(node, "value")
+        array = np.zeros(1, np.float32) if tensor is None else tensor.numpy()
     if array.size == 0 or (array.dtype.kind not in "f" and array.dtype.name != "bfloat16"):
         return None
     number = float(array.reshape(-1)[0])
     same = array.size == 1 or bool(np.all(array == array.reshape(-1)[0]))
-    return number if same and number < -1e3 else None
+    return number if same else None
 
 
 _PATH = frozenset(_STEPS) | {"Tanh"}

@@ -129,11 +129,20 @@ def _turned(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> i
         result = [list(value.shape or ())[i] for i in perm]
         given = {a.name: a.value for a in node.attributes.values()}
         return g.op(node.op_type, *inputs, dtype=value.dtype, shape=result, **given)
+    product = producer(value, "MatMul")
+    if product is not None and perm == _swap(rank) and all(len(dims(v) or ()) == rank for v in product.inputs):
+        left, right = (v for v in product.inputs if v is not None)
+        result = [list(value.shape or ())[i] for i in perm]
+        return g.op("MatMul", _moved(g, right, perm), _moved(g, left, perm), dtype=value.dtype, shape=result)
     above = producer(value, "Transpose")
     if above is not None and above.inputs[0] is not None:
         first = list(attribute(above, "perm", range(rank - 1, -1, -1)))
         return _moved(g, above.inputs[0], tuple(first[i] for i in perm))
     return _moved(g, value, perm)
+
+
+def _swap(rank: int) -> tuple[int, ...]:
+    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _moved(g: Builder, value: ir.Value, perm: tuple[int, ...]) -> ir.Value:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..graph import attribute, dims, op_name, producer, scalar
 from ..rule import Declined
-from .scores import View
+from .scores import View, filling
 
 __all__ = ["Downward", "attends", "read_elsewhere", "walk_down"]
 
@@ -23,6 +23,7 @@ class Downward:
         probabilities: The value the MatMul reads.
         views: Reshapes on the way, softmax first.
         sliced: Whether the last column is left out on the way.
+        blanked: Conditions under which weights are set to 0 on the way, each with whether it is the one that keeps.
     """
 
     node: ir.Node
@@ -30,12 +31,13 @@ class Downward:
     probabilities: ir.Value
     views: tuple[View, ...]
     sliced: bool
+    blanked: tuple[tuple[ir.Value, bool], ...] = ()
 
 
 def attends(softmax: ir.Node) -> bool:
     """Whether a softmax over the last axis is multiplied, as weights, with something computed."""
     rank = len(dims(softmax.outputs[0]) or ()) or 4
-    if attribute(softmax, "axis", -1) not in (-1, rank - 1) or rank < 3:
+    if attribute(softmax, "axis", -1) not in (-1, rank - 1) or rank < 2:
         return False
     try:
         walk_down(softmax)
@@ -52,6 +54,7 @@ def walk_down(softmax: ir.Node) -> Downward:
     """
     value, guarded, sliced = softmax.outputs[0], False, False
     views: list[View] = []
+    blanked: list[tuple[ir.Value, bool]] = []
     for _ in range(12):
         step = _next(value)
         if step is None:
@@ -60,8 +63,10 @@ def walk_down(softmax: ir.Node) -> Downward:
         if op_name(node) == "MatMul":
             if node.inputs[0] is not value or _is_weight(node.inputs[1]):
                 raise Declined("no-match", "the softmax is no attention")
-            return Downward(node, guarded, value, tuple(views), sliced)
+            return Downward(node, guarded, value, tuple(views), sliced, tuple(blanked))
         guarded, sliced = guarded or is_guard, sliced or node.op_type == "Slice"
+        if node.op_type == "Where" and not is_guard:
+            blanked.append(_blank(node, value))
         if node.op_type in ("Reshape", "Unsqueeze", "Squeeze"):
             views.append(View(value, node.outputs[0]))
         value = node.outputs[0]
@@ -82,7 +87,15 @@ def _next(value: ir.Value) -> tuple[ir.Node, bool] | None:
             return node, False
         if op_name(node) == "Slice" and _drops_last(node):
             return node, False
+        if op_name(node) == "Where" and filling(node.inputs[1 if node.inputs[2] is value else 2]) == 0:
+            return node, False
     return None
+
+
+def _blank(where: ir.Node, value: ir.Value) -> tuple[ir.Value, bool]:
+    condition = where.inputs[0]
+    assert condition is not None
+    return condition, where.inputs[1] is value
 
 
 def _drops_last(node: ir.Node) -> bool:
@@ -96,7 +109,7 @@ def _drops_last(node: ir.Node) -> bool:
 
 def _guards(where: ir.Node, value: ir.Value) -> bool:
     test = producer(where.inputs[0], "IsNaN")
-    return test is not None and test.inputs[0] is value and where.inputs[2] is value and scalar(where.inputs[1]) == 0
+    return test is not None and test.inputs[0] is value and where.inputs[2] is value and filling(where.inputs[1]) == 0
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -113,7 +126,8 @@ def read_elsewhere(softmax: ir.Node, down: Downward) -> bool:
         step = _next(value)
         assert step is not None
         node, guard = step
-        others = [n for n in users.values() if n is not node and not (guard and op_name(n) == "IsNaN")]
+        aside = ("IsNaN", "Shape") if guard else ("Shape",)
+        others = [n for n in users.values() if n is not node and op_name(n) not in aside]
         if others:
             return True
         if node is down.node:

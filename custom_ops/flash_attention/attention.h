@@ -89,6 +89,8 @@ struct Runtime {
   bool (*parallel_for)(void* state, int64_t total, void (*body)(void* user, size_t index), void* user);
   /// The runtime's compute stream, nullptr on the CPU.
   void* (*stream)(void* state);
+  /// Memory of the provider for the call's own use until its work on the stream is done; nullptr when there is none.
+  void* (*allocate)(void* state, size_t bytes);
 };
 
 /// A backend: where it runs and how it is called. `launch` returns nullptr or a static message.
@@ -96,9 +98,10 @@ struct Backend {
   const char* provider;  // execution provider, nullptr for the CPU
   bool (*supports)(Element element, unsigned parts);  // parts: bits of Part
   const char* (*launch)(const AttentionCall& call, const Runtime& runtime);
+  bool device = false;  // the tensors are in memory of a device: their values cannot be looked at before the launch
 };
 
-/// The backend this library was built with (cpu.cc, launch.cu).
-const Backend& backend();
+const Backend& cpu_backend();  // cpu.cc
+const Backend& gpu_backend();  // launch.cu
 
 }  // namespace deployml

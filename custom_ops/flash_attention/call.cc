@@ -31,6 +31,9 @@ class Call {
  public:
   Call(const Kernel& kernel, OrtKernelContext* context)
       : kernel_(kernel), api_(kernel.api), context_(context), signature_(kernel.op->signature) {}
+  ~Call() { give_back(); }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
 
   void run() {
     read_inputs();
@@ -38,8 +41,8 @@ class Call {
     set_sizes();
     set_optional();
     set_outputs();
-    Runtime runtime{this, parallel_for, stream};
-    const char* message = backend().launch(call_, runtime);
+    Runtime runtime{this, parallel_for, stream, allocate};
+    const char* message = kernel_.op->backend->launch(call_, runtime);
     check(pending_);
     if (message != nullptr) fail(ort::kFail, "%s", message);
   }
@@ -56,6 +59,7 @@ class Call {
       if (value == nullptr)
         fail(ort::kInvalidArgument, "input %s is absent, the name of the operator promises it",
              kRoleNames[size_t(signature_.roles[i])]);
+      if (i == 0) query_ = value;
       inputs_[size_t(signature_.roles[i])] = read(value);
     }
   }
@@ -214,7 +218,7 @@ class Call {
       refuse(Role::kLengths, expected);
     }
     call_.lengths = static_cast<const int32_t*>(x.data);
-    if (backend().provider != nullptr) return;  // device memory: the kernel clamps instead
+    if (kernel_.op->backend->device) return;  // the kernel clamps instead
     for (int64_t b = 0; b < call_.batch; ++b)
       if (call_.lengths[b] < 0 || call_.lengths[b] > call_.keys)
         fail(ort::kInvalidArgument, "input key_lengths[%lld] is %d, allowed is 0 to %lld", (long long)b,
@@ -280,6 +284,27 @@ class Call {
     return stream;
   }
 
+  /// Workspace from the allocator of the memory the query is in: the arena of the provider. Work that was started on
+  /// the call's stream may still use it after it went back, as everything else that takes it runs on that stream.
+  static void* allocate(void* state, size_t bytes) {
+    Call& self = *static_cast<Call*>(state);
+    const OrtMemoryInfo* memory = nullptr;
+    void* found = nullptr;
+    self.pending_ = ort::GetTensorMemoryInfo::call(self.api_, self.query_, &memory);
+    if (self.pending_ == nullptr && self.allocator_ == nullptr)
+      self.pending_ = ort::KernelContextGetAllocator::call(self.api_, self.context_, memory, &self.allocator_);
+    if (self.pending_ == nullptr)
+      self.pending_ = ort::AllocatorAlloc::call(self.api_, self.allocator_, bytes, &found);
+    if (found != nullptr) self.workspace_.push_back(found);
+    return found;
+  }
+
+  void give_back() noexcept {
+    for (void* memory : workspace_)
+      if (OrtStatus* status = ort::AllocatorFree::call(api_, allocator_, memory)) ort::ReleaseStatus::call(api_, status);
+    if (allocator_ != nullptr) ort::ReleaseAllocator::call(api_, allocator_);
+  }
+
   const Kernel& kernel_;
   const OrtApi* api_;
   OrtKernelContext* context_;
@@ -287,6 +312,9 @@ class Call {
   std::array<Input, kRoles> inputs_{};
   AttentionCall call_;
   OrtStatus* pending_ = nullptr;
+  const OrtValue* query_ = nullptr;
+  OrtAllocator* allocator_ = nullptr;
+  std::vector<void*> workspace_;
 };
 
 }  // namespace

@@ -151,7 +151,7 @@ bool supports(Element, unsigned) { return true; }
 
 }  // namespace
 
-const Backend& backend() {
+const Backend& cpu_backend() {
   static const Backend cpu{nullptr, supports, launch};
   return cpu;
 }

@@ -89,14 +89,15 @@ int input_type(const OrtCustomOp* op, size_t index) {
   return role == Role::kMask ? int(ort::kBool) : ort_type(of(op).element);
 }
 
-Operator make_operator(unsigned parts, Element element) {
+Operator make_operator(const Backend& backend, unsigned parts, Element element) {
   Operator op;
   static_cast<OrtCustomOp&>(op) = OrtCustomOp{};
   op.signature = make_signature(parts);
   op.element = element;
+  op.backend = &backend;
   op.version = ort::kApiVersion;
   op.GetName = [](const OrtCustomOp* self) { return of(self).signature.name; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) { return backend().provider; };
+  op.GetExecutionProviderType = [](const OrtCustomOp* self) { return of(self).backend->provider; };
   op.GetInputType = input_type;
   op.GetInputTypeCount = [](const OrtCustomOp* self) { return of(self).signature.inputs; };
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return ort_type(of(self).element); };
@@ -134,8 +135,9 @@ Registered* make_registered(const OrtApi* api, const std::string& names) {
   auto made = std::make_unique<Registered>();
   for (unsigned parts = 0; parts < 1u << kPartCount; ++parts) {
     if (!is_signature(parts) || !listed(names, make_signature(parts).name)) continue;
-    for (Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16})
-      if (backend().supports(element, parts)) made->operators.push_back(make_operator(parts, element));
+    for (const Backend* backend : backends())
+      for (Element element : {Element::kFloat32, Element::kFloat16, Element::kBFloat16})
+        if (backend->supports(element, parts)) made->operators.push_back(make_operator(*backend, parts, element));
   }
   check(ort::CreateCustomOpDomain::call(api, kDomain, &made->domain));
   for (const Operator& op : made->operators) check(ort::CustomOpDomainAdd::call(api, made->domain, &op));

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <vector>
 
 #include "attention.h"
 #include "ort_abi.h"
@@ -77,6 +78,18 @@ inline Signature make_signature(unsigned parts) {
   return s;
 }
 
+/// The backends of this library: the CPU's, and that of a GPU where it was built for one. onnxruntime takes a domain
+/// from one library alone, so the library for a GPU holds the kernels of both.
+inline std::vector<const Backend*> backends() {
+#if defined(DEPLOYML_EMULATED)
+  return {&gpu_backend()};
+#elif defined(DEPLOYML_GPU)
+  return {&gpu_backend(), &cpu_backend()};
+#else
+  return {&cpu_backend()};
+#endif
+}
+
 /// The node's attributes, checked.
 struct Attributes {
   int64_t num_heads = 0;
@@ -93,6 +106,7 @@ struct Attributes {
 struct Operator : OrtCustomOp {
   Signature signature;
   Element element = Element::kFloat32;
+  const Backend* backend = nullptr;
 };
 
 /// What onnxruntime keeps for each node.

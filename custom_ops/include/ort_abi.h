@@ -132,6 +132,7 @@ using ReleaseTensorTypeAndShapeInfo = Slot<99, void(OrtTensorTypeAndShapeInfo*)>
 using ReleaseCustomOpDomain = Slot<101, void(OrtCustomOpDomain*)>;
 using ReleaseAllocator = Slot<132, void(OrtAllocator*)>;
 using KernelContextGetGpuComputeStream = Slot<193, OrtStatus*(const OrtKernelContext*, void** out)>;
+using GetTensorMemoryInfo = Slot<194, OrtStatus*(const OrtValue*, const OrtMemoryInfo** out)>;
 using KernelInfoGetNodeName = Slot<244, OrtStatus*(const OrtKernelInfo*, char* out, size_t* size)>;
 using KernelContextGetAllocator =
     Slot<253, OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator** out)>;

@@ -16,7 +16,7 @@ from ..runtime.errors import ToolchainError
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
 
-__all__ = ["DOMAIN", "Backend", "available", "library_path", "register"]
+__all__ = ["DOMAIN", "Backend", "available", "library_for", "library_path", "register"]
 
 #: Domain of every operator of this project.
 DOMAIN: Final = "deployml"
@@ -29,11 +29,12 @@ _FILES: Final[dict[Backend, str]] = {
     "hip": "libdeployml_ops_hip.so",
 }
 
-#: Target name to the backends whose libraries a session for it registers, in order.
+#: Target name to the backends whose library a session for it registers: the first that was built. onnxruntime takes
+#: a domain from one library alone, so a GPU library holds the CPU kernels as well.
 _BACKENDS: Final[dict[str, tuple[Backend, ...]]] = {
     "cpu": ("cpu",),
-    "cuda": ("cpu", "cuda"),
-    "rocm": ("cpu", "hip"),
+    "cuda": ("cuda", "cpu"),
+    "rocm": ("hip", "cpu"),
     "portable": (),
 }
 
@@ -46,13 +47,18 @@ def library_path(backend: Backend = "cpu") -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def library_for(target: str) -> Path | None:
+    """The library a session for a target registers: that of the GPU where it was built, else that of the CPU."""
+    return next((path for backend in _BACKENDS[target] if (path := library_path(backend)) is not None), None)
+
+
 def available() -> tuple[Backend, ...]:
     """The backends whose libraries are there, in the order cpu, cuda, hip. Says nothing about devices."""
     return tuple(backend for backend in _FILES if library_path(backend) is not None)
 
 
 def register(options: SessionOptions, target: str = "cpu", *, only: Collection[str] | None = None) -> tuple[Path, ...]:
-    """Register the libraries of a target with a session's options.
+    """Register the library of a target with a session's options.
 
     Args:
         options: Options of the session to be made; changed in place.
@@ -61,23 +67,25 @@ def register(options: SessionOptions, target: str = "cpu", *, only: Collection[s
             session to make their schemas.
 
     Returns:
-        The libraries that were registered. One that was not built is left out: models made by deployml then run
-        the function bodies they carry.
+        The library that was registered, that of the GPU where it was built, which serves nodes on the CPU too; else
+        that of the CPU. Nothing where none was built: models made by deployml then run the function bodies they
+        carry.
 
     Raises:
         ToolchainError: if a library is there and onnxruntime cannot load it.
     """
-    paths = tuple(path for backend in _BACKENDS[target] if (path := library_path(backend)) is not None)
-    for path in paths:
-        try:
-            with _limited(path, only):
-                options.register_custom_ops_library(str(path))
-        except Exception as error:
-            raise ToolchainError(
-                f"onnxruntime cannot load {path.name}: {error}",
-                hint="build it for this machine with 'python -m deployml.custom_ops.build'",
-            ) from error
-    return paths
+    path = library_for(target)
+    if path is None:
+        return ()
+    try:
+        with _limited(path, only):
+            options.register_custom_ops_library(str(path))
+    except Exception as error:
+        raise ToolchainError(
+            f"onnxruntime cannot load {path.name}: {error}",
+            hint="build it for this machine with 'python -m deployml.custom_ops.build'",
+        ) from error
+    return (path,)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import onnx_ir as ir
 
@@ -23,13 +23,6 @@ from .invariants import Signature, breaches, signature_of
 from .options import Options, require_count
 
 __all__ = ["Fused", "Start", "check_required", "fuse", "known_rules", "libraries_of", "line_of"]
-
-_BACKENDS: Final[dict[TargetName, tuple[custom_ops.Backend, ...]]] = {
-    "cpu": ("cpu",),
-    "cuda": ("cpu", "cuda"),
-    "rocm": ("cpu", "hip"),
-    "portable": (),
-}
 
 
 @dataclass(frozen=True)
@@ -150,8 +143,8 @@ def line_of(site: Site) -> str:
 
 
 def libraries_of(model: ir.Model, target: TargetName) -> tuple[str, ...]:
-    """Paths of the op libraries that a graph calls; empty when it uses none of the project's operators."""
+    """Path of the op library that a graph calls, if any; empty when it uses none of the project's operators."""
     if custom_ops.DOMAIN not in {node.domain for node in model.graph.all_nodes()}:
         return ()
-    paths = (custom_ops.library_path(backend) for backend in _BACKENDS[target])
-    return tuple(str(path) for path in paths if path is not None)
+    path = custom_ops.library_for(target)
+    return () if path is None else (str(path),)

@@ -86,8 +86,10 @@ struct Session {
   Session& operator=(const Session&) = delete;
 };
 
+enum class Access { kRead, kWrite, kUpdate };  // kUpdate: holds something before it is written
+
 /// Declares memory the launches of this session may touch.
-void declare_region(const void* p, size_t bytes, bool writable);
+void declare_region(const void* p, size_t bytes, Access access);
 
 /// Runs the kernel; nullptr, or what went wrong (valid until the next launch).
 const char* run(int64_t blocks, int threads, int warp, size_t shared, const std::function<void()>& kernel);

@@ -21,9 +21,11 @@ struct Region {
   std::vector<uint32_t> written;  // a byte's launch, 0 for never
 };
 
+constexpr uint32_t kBefore = 1;  // launches count from 2
+
 std::mutex one_at_a_time;
 std::vector<Region> regions;
-uint32_t current_launch = 0;
+uint32_t current_launch = kBefore;
 
 Region* region_of(const char* p, size_t bytes) {
   for (Region& region : regions)
@@ -115,10 +117,12 @@ void land(const std::vector<Copy>& group) {
 
 }  // namespace
 
-void declare_region(const void* p, size_t bytes, bool writable) {
+void declare_region(const void* p, size_t bytes, Access access) {
   if (p == nullptr || bytes == 0) return;
   const char* begin = static_cast<const char*>(p);
-  regions.push_back({begin, begin + bytes, writable, std::vector<uint32_t>(writable ? bytes : 0)});
+  const bool writable = access != Access::kRead;
+  const uint32_t before = access == Access::kUpdate ? kBefore : 0;
+  regions.push_back({begin, begin + bytes, writable, std::vector<uint32_t>(writable ? bytes : 0, before)});
 }
 
 Session::Session() { one_at_a_time.lock(); }

@@ -35,6 +35,7 @@ int choose_warps(const Launch& launch) {
 template <typename Unit>
 int choose_splits(const Launch& launch, int block_rows) {
   const Params& p = launch.params;
+  if (p.weights.data != nullptr) return 1;
   int64_t span = p.keys;
   if (p.left != kUnbounded && p.right != kUnbounded) {
     const int64_t seen = int64_t(p.left) + p.right + 1 + block_rows / p.group;

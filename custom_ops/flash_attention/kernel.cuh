@@ -26,6 +26,7 @@ struct Attention {
   const Params& p;
   Place at;
   Row rows[kRows];
+  Keys whole;  // keys that all rows of the block see
   Unit unit;
   float top[kRows];    // largest logit so far, in units of `unit_of_logits`
   float total[kRows];  // this lane's share of the sum of weights
@@ -40,9 +41,15 @@ struct Attention {
     at = place_of(p, block_rows);
     const int first_row = at.row + warp * Unit::kWarpRows;
     begin(first_row, gpu::shared() + warp * Unit::kQueryBytes);
-    const Keys tiles = tiles_of_block(block_rows);
-    const Keys whole = all_of(p, at, at.row, block_rows);
     char* const stages = gpu::shared() + warps * Unit::kQueryBytes;
+    whole = all_of(p, at, at.row, block_rows);
+    attend(tiles_of_block(block_rows), first_row, stages);
+    finish(first_row);
+    if (p.weights.data != nullptr) write_weights(first_row, stages);
+  }
+
+ private:
+  DEPLOYML_DEVICE void attend(const Keys& tiles, int first_row, char* stages) {
     if (Unit::kStages == 2 && tiles.begin < tiles.end) fetch(tiles.begin, stages);
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
       char* stage = stages;
@@ -59,13 +66,11 @@ struct Attention {
         gpu::copy_wait<0>();
       }
       gpu::sync_block();
-      if (first_row < p.rows) visit(tile * Unit::kTile, stage, whole);
+      if (first_row < p.rows) visit(tile * Unit::kTile, stage);
       gpu::sync_block();  // before the stage is written again
     }
-    finish();
   }
 
- private:
   DEPLOYML_DEVICE void begin(int first_row, char* shared) {
     unit_of_logits = is_shaped(p) ? kLog2E : p.scale * kLog2E;
     const T* queries[kRows];
@@ -91,17 +96,20 @@ struct Attention {
     return {first + at.split * share, smaller(first + (at.split + 1) * share, end)};
   }
 
+  DEPLOYML_DEVICE void fetch_keys(int tile, char* stage) const {
+    copy_tile<T, Unit::kHeadDim, Unit::kTile>(stage, p.key, row_of<T>(p.key, at.batch, at.kv_head, 0),
+                                              tile * Unit::kTile, at.length, p.head_dim);
+  }
+
   DEPLOYML_DEVICE void fetch(int tile, char* stage) const {
-    const int first = tile * Unit::kTile;
-    copy_tile<T, Unit::kHeadDim, Unit::kTile>(stage, p.key, row_of<T>(p.key, at.batch, at.kv_head, 0), first,
-                                              at.length, p.head_dim);
+    fetch_keys(tile, stage);
     copy_tile<T, Unit::kHeadDim, Unit::kTile>(stage + kTileBytes, p.value, row_of<T>(p.value, at.batch, at.kv_head, 0),
-                                              first, at.length, p.value_dim);
+                                              tile * Unit::kTile, at.length, p.value_dim);
     gpu::copy_commit();
   }
 
-  DEPLOYML_DEVICE void visit(int first_key, const char* stage, const Keys& whole) {
-    float s[kRows][kScores];
+  /// Logits of the tile's keys, -inf where a row does not see one, in units of `unit_of_logits`.
+  DEPLOYML_DEVICE void logits(float (&s)[kRows][kScores], int first_key, const char* stage) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -115,8 +123,14 @@ struct Attention {
       } else if (!inside) {
         cut_row<Unit>(rows[r], first_key, s[r]);
       }
-      weigh(r, s[r]);
     }
+  }
+
+  DEPLOYML_DEVICE void visit(int first_key, const char* stage) {
+    float s[kRows][kScores];
+    logits(s, first_key, stage);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) weigh(r, s[r]);
     unit.multiply_values(out, s, stage + kTileBytes);
   }
 
@@ -147,7 +161,7 @@ struct Attention {
     return gpu::power_of_two(fmaf(logit, unit_of_logits, -base * unit_of_logits));
   }
 
-  DEPLOYML_DEVICE void finish() {
+  DEPLOYML_DEVICE void finish(int first_row) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       total[r] += Unit::across(total[r], 0);
@@ -155,14 +169,43 @@ struct Attention {
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int row = at.row + gpu::thread() / Unit::kWarp * Unit::kWarpRows + Unit::row(r);
+      const int row = first_row + Unit::row(r);
       if (row >= p.rows) continue;
       const float logit = is_shaped(p) ? top[r] : top[r] * p.scale;
       if (p.splits > 1) {
         write_partial(r, row, logit);
       } else {
-        write(r, share_of(p, rows[r].head, logit, total[r]));
+        total[r] = share_of(p, rows[r].head, logit, total[r]);
+        write(r, total[r]);
       }
+    }
+  }
+
+  /// Goes through all keys once more and writes what each weighs; `total` is the row's share by now.
+  DEPLOYML_DEVICE void write_weights(int first_row, char* stage) {
+    for (int tile = 0; tile * Unit::kTile < p.keys; ++tile) {
+      fetch_keys(tile, stage);
+      gpu::copy_commit();
+      gpu::copy_wait<0>();
+      gpu::sync_block();
+      if (first_row < p.rows) {
+        float s[kRows][kScores];
+        logits(s, tile * Unit::kTile, stage);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          if (first_row + Unit::row(r) < p.rows) write_weights_of(r, s[r], tile * Unit::kTile);
+      }
+      gpu::sync_block();
+    }
+  }
+
+  DEPLOYML_DEVICE void write_weights_of(int r, const float (&s)[kScores], int first_key) {
+    T* to = const_cast<T*>(row_of<T>(p.weights, at.batch, rows[r].head, rows[r].query));
+    const float base = top[r] == -infinity() ? 0.0f : top[r];
+#pragma unroll
+    for (int e = 0; e < kScores; ++e) {
+      const int key = first_key + Unit::key(e);
+      if (key < p.keys) gpu::store(to + key, gpu::narrow<T>(power_of(s[e], base) * total[r]));
     }
   }
 

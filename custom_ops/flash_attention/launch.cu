@@ -34,7 +34,9 @@ Params params_of(const AttentionCall& call) {
   p.output = strided(call.output, call.value_dim, element);
   p.mask = strided(call.mask, 1, 1);
   p.bias = strided(call.bias, 1, element);
+  p.weights = strided(call.weights, 1, element);
   p.slopes = call.slopes, p.sink = call.sink, p.lengths = call.lengths;
+  p.table = call.table, p.table_reach = int(call.table_size / 2), p.table_head = int(call.table_head);
   p.batch = int(call.batch), p.heads = int(call.heads), p.kv_heads = int(call.kv_heads);
   p.group = p.heads / p.kv_heads;
   p.queries = int(call.queries), p.keys = int(call.keys);
@@ -49,15 +51,16 @@ Params params_of(const AttentionCall& call) {
 const char* append_rows(const AttentionCall& call, const View& fresh, const void* past, const void* present,
                         int64_t dim, void* stream) {
   const int element = bytes_of(call.element);
-  AppendCall p{};
+  AppendParams p{};
   p.fresh = strided(fresh, dim, element);
   p.past = strided(contiguous(past, call.kv_heads, call.past, dim), dim, element);
   p.present = strided(contiguous(present, call.kv_heads, call.keys, dim), dim, element);
-  p.kv_heads = int(call.kv_heads), p.keys = int(call.keys), p.past_rows = int(call.past), p.dim = int(dim);
-  p.element = element;
+  p.lengths = call.cache ? call.lengths : nullptr, p.start = int(call.past);
+  p.kv_heads = int(call.kv_heads), p.keys = int(call.keys), p.fresh_rows = int(call.fresh), p.dim = int(dim);
+  p.element = element, p.in_place = past == present;
   const bool chunks = p.fresh.chunks && p.present.chunks && (call.past == 0 || p.past.chunks);
   const int item = chunks ? int(sizeof(gpu::Chunk)) : element;
-  p.items = call.batch * call.kv_heads * call.keys * dim * element / item;
+  p.items = call.batch * call.kv_heads * (p.in_place ? call.fresh : call.keys) * dim * element / item;
   if (p.items == 0) return nullptr;
   const int64_t blocks = (p.items + kAppendThreads - 1) / kAppendThreads;
   if (blocks > 0x7fffffff) return "the present keys are too many for one launch";
@@ -91,7 +94,7 @@ const char* start(const AttentionCall& given, const Runtime& runtime) {
   return call.element == Element::kBFloat16 ? attend_BFloat(launch) : attend_float(launch);
 }
 
-bool supports(Element, unsigned parts) { return (parts & kWeights) == 0; }
+bool supports(Element, unsigned) { return true; }
 
 #if defined(DEPLOYML_EMULATED)
 constexpr const char* kProvider = nullptr;
@@ -103,40 +106,47 @@ constexpr const char* kProvider = "CUDAExecutionProvider";
 
 #if defined(DEPLOYML_EMULATED)
 
+using gpu::emulator::Access;
+
+int64_t table_elements(const AttentionCall& c) { return c.table_size + (c.heads - 1) * c.table_head; }
+
 /// Declares a tensor of (batch, heads, rows, columns) elements to the emulator.
-void declare(const View& x, int64_t batch, int64_t heads, int64_t rows, int64_t columns, int element, bool writable) {
+void declare(const View& x, int64_t batch, int64_t heads, int64_t rows, int64_t columns, int element,
+             Access access) {
   if (x.data == nullptr || batch * heads * rows * columns == 0) return;
   const int64_t last =
       (batch - 1) * x.batch + (heads - 1) * x.head + (rows - 1) * x.row + (columns - 1) * x.column;
-  gpu::emulator::declare_region(x.data, size_t(last + 1) * size_t(element), writable);
+  gpu::emulator::declare_region(x.data, size_t(last + 1) * size_t(element), access);
 }
 
 void declare_all(const AttentionCall& c) {
   const int element = bytes_of(c.element);
-  const int64_t fresh = c.present_key != nullptr ? c.keys - c.past : c.keys;
-  declare(c.query, c.batch, c.heads, c.queries, c.head_dim, element, false);
-  declare(c.key, c.batch, c.kv_heads, fresh, c.head_dim, element, false);
-  declare(c.value, c.batch, c.kv_heads, fresh, c.value_dim, element, false);
-  declare(c.output, c.batch, c.heads, c.queries, c.value_dim, element, true);
-  declare(c.mask, c.batch, c.heads, c.queries, c.keys, 1, false);
-  declare(c.bias, c.batch, c.heads, c.queries, c.keys, element, false);
-  const auto flat = [](const void* p, int64_t count, int size, bool writable) {
-    gpu::emulator::declare_region(p, size_t(count) * size_t(size), writable);
+  const int64_t fresh = c.present_key != nullptr ? c.fresh : c.keys;
+  declare(c.query, c.batch, c.heads, c.queries, c.head_dim, element, Access::kRead);
+  declare(c.key, c.batch, c.kv_heads, fresh, c.head_dim, element, Access::kRead);
+  declare(c.value, c.batch, c.kv_heads, fresh, c.value_dim, element, Access::kRead);
+  declare(c.output, c.batch, c.heads, c.queries, c.value_dim, element, Access::kWrite);
+  declare(c.weights, c.batch, c.heads, c.queries, c.keys, element, Access::kWrite);
+  declare(c.mask, c.batch, c.heads, c.queries, c.keys, 1, Access::kRead);
+  declare(c.bias, c.batch, c.heads, c.queries, c.keys, element, Access::kRead);
+  const auto flat = [](const void* p, int64_t count, int size, Access access) {
+    gpu::emulator::declare_region(p, size_t(count) * size_t(size), access);
   };
-  flat(c.slopes, c.heads, element, false), flat(c.sink, c.heads, element, false);
-  flat(c.lengths, c.batch, 4, false);
+  flat(c.slopes, c.heads, element, Access::kRead), flat(c.sink, c.heads, element, Access::kRead);
+  flat(c.lengths, c.batch, 4, Access::kRead), flat(c.table, table_elements(c), element, Access::kRead);
   const int64_t pairs = c.batch * c.kv_heads;
-  flat(c.past_key, pairs * c.past * c.head_dim, element, false);
-  flat(c.past_value, pairs * c.past * c.value_dim, element, false);
-  flat(c.present_key, pairs * c.keys * c.head_dim, element, true);
-  flat(c.present_value, pairs * c.keys * c.value_dim, element, true);
+  const auto grown = [&](const void* past, const void* present, int64_t dim) {
+    if (past != present) flat(past, pairs * c.past * dim, element, Access::kRead);
+    flat(present, pairs * c.keys * dim, element, past == present ? Access::kUpdate : Access::kWrite);
+  };
+  grown(c.past_key, c.present_key, c.head_dim), grown(c.past_value, c.present_value, c.value_dim);
 }
 
 /// The runtime with a workspace the emulator knows.
 void* allocate_declared(void* state, size_t bytes) {
   const Runtime& runtime = *static_cast<const Runtime*>(state);
   void* memory = runtime.allocate(runtime.state, bytes);
-  gpu::emulator::declare_region(memory, bytes, true);
+  gpu::emulator::declare_region(memory, bytes, Access::kWrite);
   return memory;
 }
 

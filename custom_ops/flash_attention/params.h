@@ -17,7 +17,9 @@ struct Strided {
 /// group, so the heads that share keys read them once.
 struct Params {
   Strided query, key, value, output, mask, bias;
+  Strided weights;  // written too where there; then splits is 1
   const void* slopes;
+  const void* table;
   const void* sink;
   const int32_t* lengths;
   float* partial;  // (batch, kv_heads, rows, splits, value_dim + 2) when splits > 1
@@ -26,17 +28,22 @@ struct Params {
   int row_blocks;  // blocks of rows of a key-value head
   int splits;      // of a row's keys
   int left, right;  // window; kUnbounded for none
+  int table_reach, table_head;  // largest distance of the table, elements from a head's row to the next
   float scale, softcap;
   bool lower_right;
 };
 
 inline constexpr int kUnbounded = 1 << 30;
 
-/// Copies past and new rows of keys or values into the present tensor.
+/// Writes new rows of keys or values into the present tensor, from row `start` on, and past rows around them.
 struct AppendParams {
   Strided fresh, past, present;
-  int kv_heads, keys, past_rows, dim;
-  int element;  // bytes
+  const int32_t* lengths;  // of a cache, new rows included: start is length - fresh_rows; else null
+  int start;               // where there are no lengths
+  int kv_heads, keys, fresh_rows, dim;
+  int element;    // bytes
+  bool in_place;  // present is past: only new rows are written
+  int64_t items;  // to copy, of the size the kernel copies at a time
 };
 
 }  // namespace deployml

@@ -68,7 +68,8 @@ DEPLOYML_DEVICE Keys all_of(const Params& p, const Place& at, int row, int count
 }
 
 DEPLOYML_DEVICE bool is_shaped(const Params& p) {
-  return p.softcap != 0.0f || p.slopes != nullptr || p.bias.data != nullptr || p.mask.data != nullptr;
+  return p.softcap != 0.0f || p.slopes != nullptr || p.table != nullptr || p.bias.data != nullptr ||
+         p.mask.data != nullptr;
 }
 
 /// Turns a row's score products of one tile into logits, -inf where a key takes no part.
@@ -80,6 +81,7 @@ DEPLOYML_DEVICE void shape_row(const Params& p, const Place& at, const Row& row,
       p.slopes == nullptr ? 0.0f : gpu::widen(gpu::load(static_cast<const T*>(p.slopes) + row.head));
   const T* bias = row_of<T>(p.bias, at.batch, row.head, row.query);
   const uint8_t* mask = row_of<uint8_t>(p.mask, at.batch, row.head, row.query);
+  const T* table = static_cast<const T*>(p.table) + row.head * p.table_head;
   const int position = at.position + row.query;
 #pragma unroll
   for (int e = 0; e < Unit::kTile / 4; ++e) {
@@ -88,6 +90,10 @@ DEPLOYML_DEVICE void shape_row(const Params& p, const Place& at, const Row& row,
     float x = s[e] * p.scale;
     if (p.softcap != 0.0f) x = p.softcap * gpu::hyperbolic_tangent(x / p.softcap);
     if (p.slopes != nullptr) x -= slope * float(key < position ? position - key : key - position);
+    if (p.table != nullptr) {
+      const int ahead = larger(-p.table_reach, smaller(key - position, p.table_reach));
+      x += gpu::widen(gpu::load(table + p.table_reach + ahead));
+    }
     if (p.bias.data != nullptr && seen) x += gpu::widen(gpu::load(bias + p.bias.column * key));
     const bool kept = seen && (p.mask.data == nullptr || gpu::load(mask + p.mask.column * key) != 0);
     s[e] = kept ? x : -infinity();

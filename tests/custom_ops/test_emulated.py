@@ -12,13 +12,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import deployml.custom_ops
 from deployml.custom_ops.build import Heads, build
 from deployml.custom_ops.flash_attention.cases import Case, cases, make_inputs, random_case
-from deployml.custom_ops.flash_attention.check import check_case, run_case
+from deployml.custom_ops.flash_attention.check import check_case, one_node_model, run_case
 from deployml.custom_ops.flash_attention.op import reference
 
 DEVICES = ("nvidia", "cdna", "rdna")
@@ -120,6 +121,8 @@ EVERYDAY = [
     ),
     Case(name="decoding", queries=1, keys=513, heads=8, head_dim=64, value_dim=64, dtype="float16"),
     Case(name="no key", queries=3, keys=0, sink=True, dtype="float16"),
+    Case(name="table, weights", queries=20, keys=70, table=9, weights=True, dtype="float16", options={"causal": 1}),
+    Case(name="cache", cache=90, queries=3, keys=3, lengths=(90, 2), heads=4, dtype="bfloat16", layout="bnsh"),
     Case(name="float32 decoding", queries=2, keys=300, heads=4, options={"causal": 1, "lower_right": 1}),
 ]
 
@@ -157,6 +160,32 @@ def test_nan_and_infinity_come_out_where_they_must(name, value, library, device)
     with np.errstate(all="ignore"):
         exact = reference(case.signature, case.attributes, inputs)[0]
     np.testing.assert_array_equal(np.isnan(run_case(case, options(library), inputs)[0]), np.isnan(exact))
+
+
+def test_cache_bound_to_both_ends_is_written_in_place(library, device):
+    """One memory for past and present: the new rows change, no other is touched, no byte twice."""
+    device("nvidia")
+    case = Case(name="shared", cache=40, queries=2, keys=2, lengths=(40, 1), layout="bnsh", heads=4)
+    inputs = make_inputs(case)
+    expected = run_case(case, options(library), inputs)
+    model = onnx.load_from_string(one_node_model(case.signature, case.attributes, inputs))
+    nodes = [node for node in model.graph.node if node.op_type != "Cast"]  # what the node writes is bound itself
+    for output, name in zip(model.graph.output, nodes[0].output, strict=True):
+        output.name = name
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options(library))
+    binding = session.io_binding()
+    held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array.copy()) for name, array in inputs.items()}
+    for name, value in held.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output(session.get_outputs()[0].name, "cpu")
+    for output, name in zip(session.get_outputs()[1:], ("past_key", "past_value"), strict=True):
+        binding.bind_ortvalue_output(output.name, held[name])
+    session.run_with_iobinding(binding)
+    found = [binding.get_outputs()[0].numpy(), held["past_key"].numpy(), held["past_value"].numpy()]
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_the_same_bits_whatever_the_order_of_threads(library, device):

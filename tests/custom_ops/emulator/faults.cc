@@ -16,8 +16,8 @@ float* const output = memory + 160;
 
 void run(const char* name, const std::function<void()>& kernel, int threads = kThreads) {
   const gpu::emulator::Session session;
-  gpu::emulator::declare_region(input, 64 * sizeof(float), false);
-  gpu::emulator::declare_region(output, 64 * sizeof(float), true);
+  gpu::emulator::declare_region(input, 64 * sizeof(float), gpu::emulator::Access::kRead);
+  gpu::emulator::declare_region(output, 64 * sizeof(float), gpu::emulator::Access::kWrite);
   const char* message = gpu::emulator::run(1, threads, 32, kShared, kernel);
   std::printf("%s: %s\n", name, message == nullptr ? "none" : message);
 }

@@ -21,6 +21,8 @@ SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
 
 #: Case numbers: one whose padding pattern is an empty row, for size 1, and one with lengths of every size.
 _EMPTY, _LENGTHS = 4, 3
+#: Rows of the batch in the one case that shows many padding patterns: several of each kind.
+_MANY: Final = 24
 
 #: Integers between these two in a sub-graph may be windows, blocks or bucket counts: sizes must exceed them once.
 _SHORT: Final = 3
@@ -52,6 +54,9 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     wider = [Plan(_apply(tied, enlarged(plan.sizes, dims)), plan.case) for plan in cases]
     cases = [plan for plan in cases if can_be(plan.sizes, dims)]
     cases.extend(plan for plan in wider if plan not in cases)
+    if any(_is_pattern(value) for value in values):
+        many = _apply(tied, _batched(values, _MANY))
+        cases.extend(plan for plan in (Plan(many, 1), Plan(many, 2)) if can_be(plan.sizes, dims))
     longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
     if longest:
         cases.append(Plan(_apply(tied, _long(values, longest + 3)), _LENGTHS))
@@ -124,15 +129,32 @@ def _symbols(values: Sequence[ir.Value]) -> list[str]:
     return list(found)
 
 
+def _is_pattern(value: ir.Value) -> bool:
+    """Whether a value may say which keys of which rows take part."""
+    return value.dtype is not None and not value.dtype.is_floating_point() and len(value.shape or ()) >= 2
+
+
+def _batched(values: Sequence[ir.Value], batch: int) -> dict[str, int]:
+    """Symbols that only ever lead a shape get ``batch``, the others small sizes."""
+    inner, sizes = _inner(values), itertools.cycle(SIZES[0][1:])
+    return {name: next(sizes) if name in inner else batch for name in _symbols(values)}
+
+
 def _long(values: Sequence[ir.Value], size: int) -> dict[str, int]:
     """Symbols that only ever lead a shape (batches) get 1, all others ``size``."""
+    inner = _inner(values)
+    return {name: size if name in inner else 1 for name in _symbols(values)}
+
+
+def _inner(values: Sequence[ir.Value]) -> set[str]:
+    """Symbols that stand anywhere but first in a shape."""
     inner: set[str] = set()
     for value in values:
         dims = list(value.shape or ())
         for dim in dims if len(dims) < 2 else dims[1:]:
             if not isinstance(dim, int):
                 inner.update(free_names(dim))
-    return {name: size if name in inner else 1 for name in _symbols(values)}
+    return inner
 
 
 def _integers(value: ir.Value) -> list[int]:
@@ -193,10 +215,13 @@ def random_feeds(
     """Random arrays for values, under ``i0``, ``i1``, ...: normal floats, padding patterns, small integers.
 
     Floats among ``forbidding`` get minus infinity (the lowest number, in every other case) in padding patterns.
+    Patterns and integers do not depend on which floats are drawn beside them: a rewrite that is wrong for a pattern
+    stays wrong when the proof asks again with other floats free.
     """
     masks = {id(v) for v in forbidding}
     unknown = itertools.cycle(SIZES[case % len(SIZES)])
     feeds = {}
+    patterns = itertools.count()
     for index, value in enumerate(values):
         assert value.shape is not None and value.dtype is not None
         shape = []
@@ -205,10 +230,12 @@ def random_feeds(
                 shape.append(dim)
             else:
                 shape.append(max(size_of(dim, sizes), 0) if free_names(dim) else next(unknown))
-        drawn = _random(value, tuple(shape), rng, case, max(sizes.values(), default=1))
+        free_float = value.dtype.is_floating_point() and id(value) not in masks
+        marks = rng if free_float else np.random.default_rng([case, next(patterns)])
+        drawn = _random(value, tuple(shape), marks, case, max(sizes.values(), default=1))
         if id(value) in masks:
             low = np.finfo(drawn.dtype).min if case % 2 else -np.inf
-            drawn = np.where(_padding(drawn.shape, rng, case) > 0, drawn, drawn.dtype.type(low))
+            drawn = np.where(_padding(drawn.shape, marks, case) > 0, drawn, drawn.dtype.type(low))
         feeds[f"i{index}"] = drawn
     return feeds
 

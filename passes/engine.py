@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..runtime.report import Decline, PassRecord, Rewrite
-from .graph import Builder, op_name, remove_dead
+from .graph import Builder, assume, op_name, remove_dead
 from .journal import Journal
 from .proof import Proof, Prover
 from .rule import Context, Declined, Replacement, Rule
@@ -134,6 +134,8 @@ class Engine:
             assumptions=tuple(sorted({*proof.assumptions, *replacement.always})),
         )
         self.journal.rewrites.append(record)
+        for made in g.nodes if record.assumptions else ():
+            assume(made, record.assumptions)
         built = tuple(str(n.name) for n in g.nodes)
         self.steps.tell(self.context.model, self.stage, rule=rule.code, at=name, nodes=built, values=replaced)
         return Applied(record, tuple(g.nodes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,8 @@ import onnx_ir as ir
 __all__ = [
     "SMALL",
     "Builder",
+    "assume",
+    "assumed",
     "attribute",
     "census",
     "constant",
@@ -29,6 +31,8 @@ __all__ = [
 
 #: Constants of at most this many elements may be read into memory by a rule.
 SMALL: Final = 1 << 22
+#: Metadata of a node: the assumptions it rests on.
+_ASSUMES: Final = "deployml.assumes"
 
 
 def op_name(node: ir.Node) -> str:
@@ -109,8 +113,18 @@ def same_shape(left: ir.Value, right: ir.Value) -> bool:
 
 
 def site_metadata(node: ir.Node) -> dict[str, str]:
-    """The part of a node's metadata that says where in the user's code it came from."""
+    """The part of a node's metadata that says where in the user's code it came from, and what it rests on."""
     return {k: v for k, v in node.metadata_props.items() if k.startswith("deployml.")}
+
+
+def assume(node: ir.Node, names: Iterable[str]) -> None:
+    """Note on a node the assumptions that it rests on. What replaces the node inherits them."""
+    node.metadata_props[_ASSUMES] = ",".join(sorted({*assumed(node), *names}))
+
+
+def assumed(node: ir.Node) -> tuple[str, ...]:
+    """The assumptions that a node rests on, by whichever rewrite they came."""
+    return tuple(name for name in node.metadata_props.get(_ASSUMES, "").split(",") if name)
 
 
 def remove_node(node: ir.Node) -> None:

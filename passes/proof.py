@@ -280,6 +280,7 @@ def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
     nodes = [n for n in model.graph if canonical.is_attention(n)]
     if len(nodes) != 1:
         return False
+    element = canonical.read(nodes[0]).query.dtype or ir.DataType.FLOAT
     _, _, scores = canonical.replace_by_plain(nodes[0])
     graph = model.graph
     g = Builder(graph, prefix="rows")
@@ -289,7 +290,7 @@ def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
         if graph.opset_imports[""] >= 18
         else g.op("ReduceMax", scores, axes=[-1], keepdims=0)
     )
-    top.type, top.shape = ir.TensorType(scores.dtype or ir.DataType.FLOAT), ir.Shape([None] * 3)
+    top.type, top.shape = ir.TensorType(scores.dtype or element), ir.Shape([None] * 3)
     graph.extend(g.nodes)
     for value in g.initializers:
         if value.uses():

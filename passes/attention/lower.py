@@ -14,7 +14,7 @@ from ...runtime.target import Target
 from .. import canonical
 from ..capability import capability
 from ..engine import Engine
-from ..graph import op_name
+from ..graph import assumed, op_name
 from ..rule import Declined, Rule
 from .between import softmaxes
 from .group_query import GroupQuery
@@ -116,7 +116,7 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
             error=record.error,
             error_unfused=record.error_unfused,
             granted=record.granted,
-            assumptions=record.assumptions,
+            assumptions=tuple(sorted({*record.assumptions, *assumed(node)})),
             **common,
         )
     if not refusals:
@@ -154,6 +154,7 @@ def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]
         reason="needs-custom-op" if lacks_feature else nearest.reason,
         detail=f"{nearest.detail} ({nearest.reason})" if lacks_feature else nearest.detail,
         nearest=nearest.rule,
+        assumptions=assumed(node),
         **common,
     )
 
@@ -197,6 +198,7 @@ def record_unrecognised(engine: Engine) -> None:
                 nearest=refusal.rule,
                 module_path=node.metadata_props.get("deployml.module"),
                 source=node.metadata_props.get("deployml.source"),
+                assumptions=assumed(node),
                 origin="softmax",
             )
         )

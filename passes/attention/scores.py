@@ -15,10 +15,12 @@ __all__ = ["ABSORBS", "Factor", "Product", "Term", "View", "filling", "score_pro
 
 #: A fill at or below this, added to any score, leaves nothing of the score: adding and replacing are one.
 ABSORBS = -1e9
+#: The same in float16, whose lowest number is -65504.
+ABSORBS_HALF = -3e4
 #: A fill at or below this, put in the place of a score, forbids its key unless scores are as low themselves.
 FORBIDS = -9e3
 #: What such a fill is lowered to.
-LOWEST = -1e30
+LOWEST, LOWEST_HALF = -1e30, -65504.0
 
 #: Operators that hand their first input through (Dropout does, in inference).
 _TRANSPARENT = frozenset({"Identity", "Dropout"})
@@ -220,9 +222,10 @@ class _Walk:
             finite = None if np.isinf(number) else number * self.scale
             if finite is not None and finite > FORBIDS:
                 raise Declined("mask-fill", f"{finite:g} is not low enough to forbid a key", at=node)
-            if finite is not None and finite > ABSORBS:  # replaced scores are all alike: a lower fill means the same
+            half = node.outputs[0].dtype == ir.DataType.FLOAT16
+            if finite is not None and finite > (ABSORBS_HALF if half else ABSORBS):  # replaced scores are all alike: a lower fill means the same
                 self.assumptions.add("finite-fill")
-                finite = LOWEST
+                finite = LOWEST_HALF if half else LOWEST
             self.terms.append(Term(condition, kind, fill=finite))
             return path
         raise Declined("mask-fill", "neither arm of Where is a constant that forbids a key", at=node)

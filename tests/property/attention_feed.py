@@ -19,9 +19,7 @@ AXES = {
 }  # fmt: skip
 
 
-def inputs(
-    size: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float32
-) -> dict[str, torch.Tensor]:
+def inputs(size: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Random inputs by name for a batch, a query length and a key length."""
     batch, rows, columns = size
     g = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MAX_LENGTH", "WIDTH", "AttentionSpec", "draw", "for_older_exporter", "simpler"]
+__all__ = ["MAX_LENGTH", "WIDTH", "AttentionSpec", "draw", "for_half", "for_older_exporter", "simpler"]
 
 #: Width of the module inputs.
 WIDTH = 24
@@ -232,6 +232,13 @@ def for_older_exporter(spec: AttentionSpec) -> AttentionSpec:
     guard = "where" if spec.guard == "nan_to_num" else spec.guard
     repeat = "expand" if spec.repeat == "sdpa" else spec.repeat
     return dataclasses.replace(spec, key_transpose=key, guard=guard, repeat=repeat)
+
+
+def for_half(spec: AttentionSpec) -> AttentionSpec:
+    """The nearest attention that float16 can hold: -1e9 and the exponentials of large scores are too large."""
+    fill = "min" if spec.fill == "1e9" else spec.fill
+    softmax = "exp_max" if spec.softmax == "exp" else spec.softmax
+    return dataclasses.replace(spec, fill=fill, softmax=softmax)
 
 
 def simpler(spec: AttentionSpec) -> Iterator[AttentionSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,7 @@ class Tensor:
         return self.permute(*order)
 
     @property
-    def mT(self) -> Tensor:  # noqa: N802 - torch's name
+    def mT(self) -> Tensor:
         return self.transpose(-1, -2)
 
     def contiguous(self) -> Tensor:
@@ -270,9 +271,11 @@ class Tensor:
         dim %= len(self.dims)
         if self.tape.dialect.pieces == "gather":
             starts = np.cumsum([0, *sizes])
-            return tuple(self._slice(dim, int(a), int(b), 1) for a, b in zip(starts, starts[1:], strict=False))
+            return tuple(self._slice(dim, int(a), int(b), 1) for a, b in pairwise(starts))
         values = self.tape.op("Split", self.value, self.tape.ints(*sizes), axis=dim, outputs=len(sizes))
-        return tuple(self.made(v, (*self.dims[:dim], s, *self.dims[dim + 1 :])) for v, s in zip(values, sizes, strict=True))
+        return tuple(
+            self.made(v, (*self.dims[:dim], s, *self.dims[dim + 1 :])) for v, s in zip(values, sizes, strict=True)
+        )
 
     def chunk(self, count: int, dim: int) -> tuple[Tensor, ...]:
         size = self.dims[dim]
@@ -313,7 +316,9 @@ class Tensor:
 
     def _slice(self, axis: int, start: int, stop: Any, step: int) -> Tensor:
         end = stop.vector if isinstance(stop, Size) else self.tape.ints(stop)
-        value = self.tape.op("Slice", self.value, self.tape.ints(start), end, self.tape.ints(axis), self.tape.ints(step))
+        value = self.tape.op(
+            "Slice", self.value, self.tape.ints(start), end, self.tape.ints(axis), self.tape.ints(step)
+        )
         size = self.dims[axis]
         length: Whole = stop if isinstance(stop, Size) else None
         if isinstance(size, int) and isinstance(stop, int):
@@ -326,8 +331,8 @@ class Tensor:
         if any(k is ... for k in keys):
             at = next(n for n, k in enumerate(keys) if k is ...)
             keys[at : at + 1] = [_EVERYTHING] * (len(self.dims) - taken)
-        result, axis = self, 0
-        for item in keys:
+        result = self
+        for axis, item in enumerate(keys):
             if item is None:
                 result = result.unsqueeze(axis)
             elif isinstance(item, Tensor):
@@ -335,5 +340,4 @@ class Tensor:
             elif item != _EVERYTHING:
                 stop = np.iinfo(np.int64).max if item.stop is None else item.stop
                 result = result._slice(axis, item.start or 0, stop, item.step or 1)
-            axis += 1
         return result

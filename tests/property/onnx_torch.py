@@ -20,6 +20,7 @@ from .onnx_tensor import TYPES, Tensor, joined, lift
 
 __all__ = ["written"]
 
+
 def written(
     sites: Sequence[torch.nn.Module],
     time_first: Sequence[bool],
@@ -250,9 +251,10 @@ class _Calls:
             k, v = (t.repeat_interleave(q.dims[1] // t.dims[1], 1) for t in (k, v))
         return self._plain(q, k, v, attn_mask, is_causal, factor)
 
-    def _canonical(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
+    def _canonical(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+        for operand in (q, k, v):
+            operand.value.type = ir.TensorType(TYPES[operand.dtype])
+            operand.value.shape = ir.Shape([d if isinstance(d, int) else None for d in operand.dims])
         operands: list[ir.Value | None] = [q.value, k.value, v.value]
         if mask is not None:
             operands += [mask.value] if mask.dtype == torch.bool else [None, mask.value]
@@ -266,9 +268,7 @@ class _Calls:
         value.type, value.shape = ir.TensorType(TYPES[q.dtype]), None
         return q.made(value, (*q.dims[:3], v.dims[3]))
 
-    def _standard(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
+    def _standard(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
         more = [] if mask is None else [mask.value]
         value = self._tape.op("Attention", q.value, k.value, v.value, *more, scale=scale, is_causal=int(causal))
         return q.made(value, (*q.dims[:3], v.dims[3]))

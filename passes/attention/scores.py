@@ -223,7 +223,8 @@ class _Walk:
             if finite is not None and finite > FORBIDS:
                 raise Declined("mask-fill", f"{finite:g} is not low enough to forbid a key", at=node)
             half = node.outputs[0].dtype == ir.DataType.FLOAT16
-            if finite is not None and finite > (ABSORBS_HALF if half else ABSORBS):  # replaced scores are all alike: a lower fill means the same
+            # Replaced scores are all alike: a lower fill means the same.
+            if finite is not None and finite > (ABSORBS_HALF if half else ABSORBS):
                 self.assumptions.add("finite-fill")
                 finite = LOWEST_HALF if half else LOWEST
             self.terms.append(Term(condition, kind, fill=finite))

@@ -185,6 +185,17 @@ def bench(
     seconds: Seconds = 10.0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="\\[default: all]")] = None,
     max_slowdown: Slowdown = None,
+    contenders: Annotated[
+        list[Path] | None, typer.Option("--contender", metavar="Y.onnx", help="Another file to time; may be repeated.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Time the source under torch.compile too.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure the memory each graph takes.")] = False,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", metavar="AXIS=N,M ...", help="More sizes, as 'batch=1,4 sequence=32,128'.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE.html", help="Write the report as a page.")
+    ] = None,
     opening: Opening,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
@@ -199,6 +210,11 @@ def bench(
         seconds=seconds,
         threads=threads,
         max_slowdown=max_slowdown,
+        contenders=contenders or (),
+        compile=compile,
+        memory=memory,
+        sweep=sweep,
+        page=page,
         allow_cpu_fallback=allow_cpu_fallback,
         **keywords(opening),
         progress=not json,

@@ -49,6 +49,7 @@ class Source:
         specs: Inputs of the file under test, with what the source tells of them.
         traced: Axis name to a size in the source's examples.
         contender: Makes it a contender of the latency run, with the provider to report; None for an ONNX file.
+        compiled: The same under ``torch.compile``.
         graph: The ONNX file it is, or None.
         notes: Sentences for the user.
     """
@@ -58,6 +59,7 @@ class Source:
     specs: tuple[InputSpec, ...]
     traced: Mapping[str, int] = field(default_factory=dict)
     contender: tuple[MakeContender, str] | None = None
+    compiled: tuple[MakeContender, str] | None = None
     graph: Graph | None = None
     notes: tuple[str, ...] = ()
 
@@ -105,6 +107,7 @@ def open_source(source: Any, subject: Subject, progress: Progress, options: Sour
             specs=specs,
             traced=_traced(specs, examples),
             contender=eager_contender(loaded, subject.graph.target),
+            compiled=eager_contender(loaded, subject.graph.target, compiled=True),
             notes=loaded.notes,
         )
 

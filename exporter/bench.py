@@ -8,15 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import InputError
+from ..runtime.files import atomic_write, check_writable
+from ..runtime.html import html_report
 from ..runtime.progress import Progress
 from ..runtime.report import Report
 from ..runtime.target import TargetName
-from .against import Source, open_source, open_subject
+from .against import Source, Subject, open_source, open_subject
 from .artifact import FileNames
 from .feeding import bench_cases, input_specs
-from .measuring import Graph, measure_latency
+from .measuring import Extras, Graph, MakeContender, measure_latency
+from .measuring import sweep as measure_sweep
 from .options import SourceOptions, picked
 from .reporting import report_on_file
+from .standing import attention_nodes
+from .sweeping import parse_sweep, sweep_cases
 
 __all__ = ["bench"]
 
@@ -35,9 +41,14 @@ def bench(
     seconds: float = 10.0,
     threads: int | None = None,
     max_slowdown: float | None = None,
+    contenders: Sequence[str | Path] = (),
+    compile: bool = False,
+    memory: bool = False,
+    sweep: str | None = None,
+    page: str | Path | None = None,
     progress: bool | Progress = False,
 ) -> Report:
-    """Time an ONNX file, its unfused sibling where one lies beside it, and its source, in turn.
+    """Time an ONNX file, its unfused sibling where one lies beside it, its source and others, in turn.
 
     Args:
         model: The ONNX file.
@@ -52,6 +63,11 @@ def bench(
         seconds: Time for all of it, warm-up included.
         threads: Threads of every contender; as many as the process may use when None.
         max_slowdown: How many times slower than the unfused graph the file may be.
+        contenders: Further ONNX files with the same inputs, timed under their own names.
+        compile: Time the torch source under ``torch.compile`` too.
+        memory: Measure what memory each graph takes, each in a process of its own.
+        sweep: Sizes to time at as well, as "batch=1,4 sequence=32,128"; every combination, in the same time again.
+        page: Where to write the report as a page.
         progress: Show bars on stderr; or a :class:`Progress` to use.
 
     Returns:
@@ -60,23 +76,66 @@ def bench(
     Raises:
         DeploymlError: if a side cannot be opened, or their inputs differ.
     """
-    options = picked(SourceOptions, locals())
+    options, wanted = picked(SourceOptions, locals()), parse_sweep(sweep)
+    if page is not None:
+        check_writable(page)
     with Progress.of(progress) as bars, ExitStack() as stack:
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
         source: Source | None = None
         if against is not None:
             source = stack.enter_context(open_source(against, subject, bars, options))
         specs = source.specs if source is not None else input_specs(subject.model)
+        points = sweep_cases(specs, wanted)
+        graphs = {**_graphs(subject.graph, source), **_others(subject, contenders)}
+        others = _torch_contenders(source, compile)
+        sites = tuple(n.name or "" for n in attention_nodes(subject.model))
         latency = measure_latency(
-            _graphs(subject.graph, source),
+            graphs,
             bench_cases(specs),
             bars,
-            others={} if source is None or source.contender is None else {"eager": source.contender},
+            others=others,
             seconds=seconds,
             threads=threads,
             max_slowdown=max_slowdown,
+            extras=Extras(sites=sites, memory=memory),
         )
-        return report_on_file("bench", subject, source, latency=latency, stages=bars.stages)
+        if points:
+            swept = measure_sweep(graphs, points, bars, others=others, seconds=seconds, threads=threads)
+            latency = replace(latency, sweep=swept)
+        report = report_on_file("bench", subject, source, latency=latency, stages=bars.stages)
+    if page is not None:
+        atomic_write(page, html_report(report))
+    return report
+
+
+def _torch_contenders(source: Source | None, compile: bool) -> dict[str, tuple[MakeContender, str]]:
+    """Eager torch and, on request, the same compiled."""
+    if source is None or source.contender is None:
+        if compile:
+            raise InputError(
+                "there is no torch source to compile", hint="give it with --against, or leave --compile out"
+            )
+        return {}
+    found = {"eager": source.contender}
+    if compile and source.compiled is not None:
+        found["compiled"] = source.compiled
+    return found
+
+
+def _others(subject: Subject, paths: Sequence[str | Path]) -> dict[str, Graph]:
+    """Further files by their names, each checked to take the same inputs."""
+    found: dict[str, Graph] = {}
+    for path in paths:
+        other = open_subject(path, subject.graph.target, allow_cpu_fallback=subject.graph.allow_cpu_fallback)
+        ours, theirs = (sorted(s.name for s in input_specs(m)) for m in (subject.model, other.model))
+        if ours != theirs:
+            raise InputError(
+                f"'{other.graph.path.name}' takes {', '.join(theirs)}, the model takes {', '.join(ours)}",
+                hint="contenders must take the same inputs",
+            )
+        name = other.graph.path.stem
+        found[name if name not in (*found, "fused", "unfused", "eager") else str(path)] = other.graph
+    return found
 
 
 def _graphs(graph: Graph, source: Source | None) -> dict[str, Graph]:

@@ -58,7 +58,13 @@ class Eager:
         return [_to_numpy(value) for value in flatten_outputs(result)[0].values()]
 
     def bound(
-        self, feeds: Mapping[str, np.ndarray], stack: ExitStack, *, threads: int, device: str = "cpu"
+        self,
+        feeds: Mapping[str, np.ndarray],
+        stack: ExitStack,
+        *,
+        threads: int,
+        device: str = "cpu",
+        compiled: bool = False,
     ) -> Callable[[], None]:
         """A callable that runs the model once, to the end, on fixed inputs.
 
@@ -67,12 +73,15 @@ class Eager:
             stack: When it is closed, torch's number of threads is what it was.
             threads: Threads of torch on the CPU.
             device: "cpu", or "cuda" for a copy of the model on the GPU.
+            compiled: Run it under ``torch.compile``, which compiles at the first run.
         """
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         stack.callback(torch.set_num_threads, before)
         on_gpu = device != "cpu"
         module = copy.deepcopy(self._module).to(device) if on_gpu else self._module
+        if compiled:
+            module = torch.compile(module)
         args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), self._call(feeds))
 
         def run() -> None:
@@ -95,15 +104,22 @@ class Eager:
         return tensor.float() if self._widened and tensor.is_floating_point() else tensor
 
 
-def eager_contender(loaded: Loaded, target: TargetName) -> tuple[MakeContender, str]:
-    """Eager torch for a latency run, on the device of ``target`` where torch has it, and the provider to report."""
+def eager_contender(loaded: Loaded, target: TargetName, *, compiled: bool = False) -> tuple[MakeContender, str]:
+    """Eager torch for a latency run, on the device of ``target`` where torch has it, and the provider to report.
+
+    Args:
+        loaded: The model.
+        target: What the graph it is compared with runs on.
+        compiled: Under ``torch.compile``; what that needs (a C++ compiler) is missed in the run, and said there.
+    """
     on_gpu = target in ("cuda", "rocm") and torch.cuda.is_available() and loaded.kind == "module"
     device = "cuda" if on_gpu else "cpu"  # torch calls AMD's devices so too
 
     def make(feeds: Mapping[str, np.ndarray], stack: ExitStack) -> Callable[[], None]:
-        return Eager(loaded).bound(feeds, stack, threads=usable_threads(), device=device)
+        threads = usable_threads()
+        return Eager(loaded).bound(feeds, stack, threads=threads, device=device, compiled=compiled)
 
-    return make, f"torch-{device}"
+    return make, f"torch-{device}" + (" compiled" if compiled else "")
 
 
 def _examples_of_program(loaded: Loaded) -> Examples:

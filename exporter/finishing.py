@@ -20,7 +20,7 @@ from .bisect import Evidence, failing_case, find_culprit
 from .bundle import reproducible
 from .fusing import Fused, check_required, fuse, known_rules, libraries_of
 from .invariants import checker_breach
-from .measuring import Graph, MakeContender, Reference, check_loads, measure_latency, measure_parity
+from .measuring import Extras, Graph, MakeContender, Reference, check_loads, measure_latency, measure_parity
 from .options import Options, output_path
 from .reporting import NOT_ASKED, make_report, properties_of
 from .writing import stamp, write_models
@@ -161,6 +161,7 @@ def _measure(
             progress,
             others=checks.others,
             seconds=checks.seconds,
+            extras=Extras(sites=[site.name for site in fused.sites]),
         )
     return parity, latency, evidence, not_run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,28 @@ import onnxruntime
 
 from ..runtime import latency, parity
 from ..runtime.feeds import Case
+from ..runtime.footprint import footprint
 from ..runtime.parity import Runner
+from ..runtime.peak import measured_peak
+from ..runtime.profile import profile
 from ..runtime.progress import Progress
-from ..runtime.report import LatencyReport, ParityReport
+from ..runtime.providers import CPU
+from ..runtime.report import Contender, LatencyReport, ParityReport, Profile, SweepPoint
 from ..runtime.session import Optimize, feeds_for, open_session
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner, to_ort
 
-__all__ = ["TOLERANCE", "Graph", "Reference", "check_loads", "measure_latency", "measure_parity", "usable_threads"]
+__all__ = [
+    "TOLERANCE",
+    "Extras",
+    "Graph",
+    "Reference",
+    "check_loads",
+    "measure_latency",
+    "measure_parity",
+    "sweep",
+    "usable_threads",
+]
 
 #: Granted difference, relative to the largest reference value of each output.
 TOLERANCE = 1e-4
@@ -46,7 +60,12 @@ class Graph:
     allow_cpu_fallback: bool = False
 
     def open(
-        self, *, threads: int | None = None, optimize: Optimize = "all", stop_spinning: bool = False
+        self,
+        *,
+        threads: int | None = None,
+        optimize: Optimize = "all",
+        stop_spinning: bool = False,
+        profile: str | None = None,
     ) -> onnxruntime.InferenceSession:
         """A session, or the reason why there is none."""
         return open_session(
@@ -57,7 +76,23 @@ class Graph:
             allow_cpu_fallback=self.allow_cpu_fallback,
             optimize=optimize,
             stop_spinning=stop_spinning,
+            profile=profile,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What a latency run measures besides times.
+
+    Attributes:
+        profile: Where the time goes, operator by operator, and how much of the machine's peak is reached.
+        sites: Names of the nodes whose time is wanted in any case.
+        memory: The memory each graph takes, in a process of its own, which takes a second a graph.
+    """
+
+    profile: bool = True
+    sites: Sequence[str] = ()
+    memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +149,7 @@ def measure_latency(
     seconds: float = 10.0,
     threads: int | None = None,
     max_slowdown: float | None = None,
+    extras: Extras | None = None,
 ) -> LatencyReport:
     """Time graphs and other contenders in turn; see :func:`deployml.runtime.latency.bench`.
 
@@ -125,7 +161,9 @@ def measure_latency(
         seconds: Time for all of it.
         threads: Threads of every contender; as many as the process may use when None.
         max_slowdown: How many times slower than "unfused" the fused graph may be.
+        extras: What else is measured.
     """
+    extras = extras or Extras()
     count = threads or usable_threads()
     with progress.stage("bench"), ExitStack() as stack:
         sessions = {name: graph.open(threads=count, stop_spinning=True) for name, graph in graphs.items()}
@@ -139,15 +177,93 @@ def measure_latency(
             device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
             contenders[name] = latency.bound_runner(session, case.feeds, device=device)
             providers[name] = provider
-        return latency.bench(
+        found = _profile(graphs, sessions, case, count, extras)
+        peak = None if found is None else found.peak_flops
+        timed = latency.bench(
             contenders,
             shapes={name: tuple(array.shape) for name, array in case.feeds.items()},
             threads=count,
             providers=providers,
             seconds=seconds,
             max_slowdown=max_slowdown,
+            flops=None if found is None else found.flops,
+            peak_flops=peak,
             notes=_busy(),
         )
+        timed = replace(timed, profile=found)
+        return _with_memory(timed, graphs, case, count) if extras.memory else timed
+
+
+def _profile(
+    graphs: Mapping[str, Graph],
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    case: Case,
+    threads: int,
+    extras: Extras,
+) -> Profile | None:
+    """Where the time of the fused graph goes; peaks are measured where it runs on the CPU."""
+    graph = graphs.get(latency.BASE)
+    if graph is None or not extras.profile:
+        return None
+    on_cpu = sessions[latency.BASE].get_providers()[0] == CPU
+    peak = measured_peak(threads) if on_cpu else None
+    return profile(
+        lambda prefix: graph.open(threads=threads, profile=prefix), case.feeds, sites=extras.sites, peak=peak
+    )
+
+
+def _with_memory(timed: LatencyReport, graphs: Mapping[str, Graph], case: Case, threads: int) -> LatencyReport:
+    def measured(one: Contender) -> Contender:
+        graph = graphs.get(one.name)
+        if graph is None or graph.target not in ("cpu", "portable"):
+            return one
+        peak = footprint(graph.path, graph.target, graph.libraries, case.feeds, threads=threads)
+        return replace(one, peak_memory=peak)
+
+    return replace(timed, contenders=tuple(measured(c) for c in timed.contenders))
+
+
+def sweep(
+    graphs: Mapping[str, Graph],
+    cases: Mapping[tuple[tuple[str, int], ...], Case],
+    progress: Progress,
+    *,
+    others: Mapping[str, tuple[MakeContender, str]] | None = None,
+    seconds: float,
+    threads: int | None = None,
+) -> tuple[SweepPoint, ...]:
+    """Time the same contenders at several sizes.
+
+    Args:
+        graphs: As for :func:`measure_latency`.
+        cases: Sizes to the inputs that have them.
+        progress: Shows the stage.
+        others: As for :func:`measure_latency`.
+        seconds: Time for all of it.
+        threads: As for :func:`measure_latency`.
+    """
+    quiet, found = Progress(enabled=False), []
+    with progress.stage("sweep") as stage:
+        stage.total(len(cases))
+        for sizes, case in cases.items():
+            stage.advance(text=", ".join(f"{name}={size}" for name, size in sizes))
+            point = SweepPoint(sizes=dict(sizes), medians={})
+            try:
+                timed = measure_latency(
+                    graphs,
+                    [case],
+                    quiet,
+                    others=others,
+                    seconds=seconds / len(cases),
+                    threads=threads,
+                    extras=Extras(profile=False),
+                )
+            except Exception as error:  # a size beyond a table of positions: said, and the next one is tried
+                found.append(replace(point, note=" ".join(str(error).split())[:160]))
+                continue
+            medians = {c.name: c.median_ms for c in timed.contenders}
+            found.append(replace(point, medians=medians, ratios=timed.ratios))
+    return tuple(found)
 
 
 def _first_that_runs(session: onnxruntime.InferenceSession, cases: Sequence[Case]) -> Case:

@@ -20,7 +20,7 @@ from .beside import report_beside
 from .invariants import signature_of
 from .source_map import MODULE_KEY, SOURCE_KEY
 
-__all__ = ["lock_of", "nan_weights", "plain_nodes"]
+__all__ = ["attention_nodes", "lock_of", "nan_weights", "plain_nodes"]
 
 #: Operators that are a whole attention, whoever made them.
 _FUSED: Final = frozenset(
@@ -65,16 +65,22 @@ def lock_of(path: Path, model: ir.Model, *, weights: bool = True) -> Lock:
     )
 
 
+def attention_nodes(model: ir.Model) -> list[ir.Node]:
+    """The nodes that are a whole attention each."""
+    return [node for node in model.graph.all_nodes() if _is_fused(node)]
+
+
+def _is_fused(node: ir.Node) -> bool:
+    own = node.domain == OWN_DOMAIN and "Attention" in node.op_type
+    return own or op_name(node) in _FUSED
+
+
 def nan_weights(model: ir.Model) -> list[str]:
     """Names of weights that hold a NaN."""
     found = []
     for value in _initializers(model):
         tensor = value.const_value
-        if (
-            tensor is not None
-            and tensor.dtype.is_floating_point()
-            and np.isnan(tensor.numpy().astype("float32")).any()
-        ):
+        if tensor is not None and tensor.dtype.is_floating_point() and np.isnan(tensor.numpy().astype("float32")).any():
             found.append(str(value.name))
     return found
 
@@ -85,9 +91,7 @@ def plain_nodes(softmax: ir.Node) -> int:
         return 1
     up, node = [softmax], softmax
     while node.op_type != "MatMul" and len(up) < 20:
-        before = [
-            p for v in node.inputs if v is not None for p in [v.producer()] if p is not None and _computed(p)
-        ]
+        before = [p for v in node.inputs if v is not None for p in [v.producer()] if p is not None and _computed(p)]
         if not before:
             break
         node = next((p for p in before if _leads_to_product(p)), before[0])
@@ -116,9 +120,7 @@ def _leads_to_product(node: ir.Node, steps: int = 8) -> bool:
     return False
 
 
-def _values(
-    described: Iterable[tuple[str, str, object]], leave_out: Iterable[str] = ()
-) -> tuple[LockedValue, ...]:
+def _values(described: Iterable[tuple[str, str, object]], leave_out: Iterable[str] = ()) -> tuple[LockedValue, ...]:
     hidden = set(leave_out)
     return tuple(
         LockedValue(name=name, dtype=dtype.lower(), shape=shape)  # type: ignore[arg-type]
@@ -135,8 +137,7 @@ def _sites(model: ir.Model, report: Report | None) -> tuple[LockedSite, ...]:
     attending = {id(n) for n in softmaxes(model.graph)}
     found = []
     for node in model.graph.all_nodes():
-        own = node.domain == OWN_DOMAIN and "Attention" in node.op_type
-        if own or op_name(node) in _FUSED:
+        if _is_fused(node):
             found.append(LockedSite(status="fused", op=op_name(node), **_place(node)))
         elif id(node) in attending:
             found.append(LockedSite(status="declined", nodes=plain_nodes(node), **_place(node)))
@@ -177,8 +178,7 @@ def _digests(model: ir.Model) -> dict[str, str]:
         head = f"{tensor.dtype}{list(dims(value) or tensor.shape.numpy())}".encode()
         parts.setdefault(_part(str(value.name)), []).append(hashlib.sha256(head + _contents(tensor)).digest())
     return {
-        name: hashlib.sha256(b"".join(sorted(found))).hexdigest()[:_DIGITS]
-        for name, found in sorted(parts.items())
+        name: hashlib.sha256(b"".join(sorted(found))).hexdigest()[:_DIGITS] for name, found in sorted(parts.items())
     }
 
 

@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["available_memory", "current_rss", "free_disk", "human_bytes", "peak_rss", "reset_peak_rss"]
+__all__ = ["available_memory", "current_rss", "free_disk", "human_bytes", "human_count", "peak_rss", "reset_peak_rss"]
 
 _KIB = 1024
 _STATUS = Path("/proc/self/status")
@@ -67,6 +67,15 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def human_count(count: float) -> str:
+    """Write a large count for people, with the prefix of its unit: 1.5e9 is "1.5 G"."""
+    for prefix in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.0f} {prefix}" if not prefix else f"{count:.1f} {prefix}"
+        count /= 1000
+    return f"{count:.1f} T"
 
 
 def _proc_kib(path: Path, key: str) -> int | None:

@@ -25,13 +25,17 @@ __all__ = [
     "Culprit",
     "Decline",
     "LatencyReport",
+    "NodeTime",
+    "OpTime",
     "ParityReport",
     "PassRecord",
+    "Profile",
     "Ratio",
     "Report",
     "Rewrite",
     "Site",
     "Stage",
+    "SweepPoint",
     "Verdict",
     "from_json",
     "to_json",
@@ -241,7 +245,7 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """Times of one contender, milliseconds a run."""
+    """Times of one contender, milliseconds a run, and the bytes it takes to load and run it where that was measured."""
 
     name: str
     median_ms: float
@@ -250,6 +254,51 @@ class Contender:
     runs: int
     provider: str
     note: str | None = None
+    peak_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpTime:
+    """Time of all nodes of one operator, milliseconds a run; ``flops`` is None where shapes do not tell."""
+
+    op: str
+    nodes: int
+    ms: float
+    flops: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTime:
+    """Time of one node, milliseconds a run, its operations, and the bytes it reads and writes."""
+
+    name: str
+    op: str
+    ms: float
+    flops: int | None = None
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Where the time of the graph under test goes, as onnxruntime's profiler counts it.
+
+    Attributes:
+        total_ms: Sum over the nodes, of one run; the profiler itself makes it longer than the time measured without.
+        flops: Operations of all nodes for which they are known.
+        complete: Whether that is all of them.
+        peak_flops: Operations a second that a product reaches here: a large one, or the best of the graph.
+        peak_bytes: Bytes a second that a large sum reaches here.
+        ops: By operator, the slowest first.
+        nodes: The attention sites and the slowest nodes, in execution order.
+    """
+
+    total_ms: float
+    flops: int | None = None
+    complete: bool = False
+    peak_flops: float | None = None
+    peak_bytes: float | None = None
+    ops: tuple[OpTime, ...] = ()
+    nodes: tuple[NodeTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +318,16 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """One size of a sweep: median milliseconds by contender, and the ratios over the base."""
+
+    sizes: Mapping[str, int]
+    medians: Mapping[str, float]
+    ratios: tuple[Ratio, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyReport:
     """One interleaved run of all contenders on the same tensors and threads."""
 
@@ -281,6 +340,8 @@ class LatencyReport:
     peak_flops: float | None = None
     mfu: float | None = None
     notes: tuple[str, ...] = ()
+    profile: Profile | None = None
+    sweep: tuple[SweepPoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ def open_session(
     stop_spinning: bool = False,
     tf32: bool = False,
     config: Mapping[str, str] | None = None,
+    profile: str | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open ``model`` on the provider of ``target`` and make sure that it really runs there.
 
@@ -70,6 +71,7 @@ def open_session(
             disturb each other.
         tf32: Allow TensorFloat-32 products on CUDA (onnxruntime's default; here it is off unless asked for).
         config: Further session configuration entries.
+        profile: Beginning of the profile file's path; None: nothing is profiled.
 
     Raises:
         InputError: if the file or its weights are missing, truncated or out of place.
@@ -80,6 +82,8 @@ def open_session(
     wanted = providers_for(target)
     usable = _usable_providers(wanted, allow_cpu_fallback)
     options = _options(threads, optimize, stop_spinning, data_folder, config or {})
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     _register(options, libraries)
     source = model if isinstance(model, bytes) else _existing(Path(model))
     preload(usable[0])

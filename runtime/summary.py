@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .memory import human_bytes
-from .report import Comparison, LatencyReport, ParityReport, Report, Site, Verdict
+from .memory import human_bytes, human_count
+from .report import Comparison, LatencyReport, ParityReport, Profile, Report, Site, SweepPoint, Verdict
 from .sensitivity import SENSITIVITY
 
 __all__ = ["SiteGroup", "group_sites", "render"]
@@ -23,6 +23,7 @@ _WIDTH: Final = 80
 _CENSUS_ROWS: Final = 14
 _LISTED_DECLINES: Final = 12
 _LISTED_FAILURES: Final = 6
+_SLOWEST: Final = 6
 _STYLES: Final[dict[str, str]] = {
     "pass": "bold green",
     "fail": "bold red",
@@ -241,8 +242,55 @@ def _latency(latency: LatencyReport | None) -> list[Text | Table]:
         paired = ("1.00", "") if ratio is None else (f"{ratio.value:.2f}", f"{ratio.low:.2f} - {ratio.high:.2f}")
         times = (_milliseconds(t) for t in (one.median_ms, one.p90_ms, one.p99_ms))
         table.add_row(Text(f"{one.name}\n").append(_short_provider(one.provider), style="dim"), *times, *paired)
-    share = [Text(f"  {latency.mfu:.0%} of the machine's measured peak")] if latency.mfu is not None else []
-    return [head, table, *share, *notes]
+    return [head, table, *_memory(latency), *_effort(latency), *_slowest(latency.profile), *_sweep(latency), *notes]
+
+
+def _memory(latency: LatencyReport) -> list[Text]:
+    held = [f"{c.name} {human_bytes(c.peak_memory)}" for c in latency.contenders if c.peak_memory is not None]
+    return [Text(f"  peak memory of loading and running: {', '.join(held)}")] if held else []
+
+
+def _effort(latency: LatencyReport) -> list[Text]:
+    """Operations of one run, and the share of the machine's peak they are done at."""
+    if latency.flops is None:
+        return []
+    said = f"  {human_count(latency.flops)}FLOP a run"
+    if latency.mfu is not None and latency.peak_flops is not None:
+        said += f", {_share(latency.mfu)} of the {human_count(latency.peak_flops)}FLOP/s a product reaches here"
+    return [Text(said)]
+
+
+def _slowest(profile: Profile | None) -> list[Text | Table]:
+    """The operators that take most of the time."""
+    if profile is None or not profile.ops or profile.total_ms <= 0:
+        return []
+    table = _table(
+        "operator (profiled)", ("nodes", "ms", "share", "GFLOP/s"), right=("nodes", "ms", "share", "GFLOP/s")
+    )
+    for one in profile.ops[:_SLOWEST]:
+        rate = "" if not one.flops or one.ms <= 0 else f"{one.flops / one.ms / 1e6:.1f}"
+        table.add_row(one.op, str(one.nodes), _milliseconds(one.ms), _share(one.ms / profile.total_ms), rate)
+    return [Text(""), table]
+
+
+def _sweep(latency: LatencyReport) -> list[Text | Table]:
+    if not latency.sweep:
+        return []
+    names = list(dict.fromkeys(n for point in latency.sweep for n in point.medians))
+    table = _table("size", [f"{n} ms" for n in names], right=[f"{n} ms" for n in names])
+    for point in latency.sweep:
+        times = (_milliseconds(point.medians[n]) if n in point.medians else "-" for n in names)
+        table.add_row(_sizes(point), *times)
+    failed = [f"  note: {_sizes(p)} was not timed: {p.note}" for p in latency.sweep if p.note]
+    return [Text(""), table, *map(Text, failed)]
+
+
+def _sizes(point: SweepPoint) -> str:
+    return ", ".join(f"{name} {size}" for name, size in point.sizes.items())
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
 
 
 def _stages(report: Report) -> str:

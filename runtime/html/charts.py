@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .markup import Markup, escape, tag
 from .numbers import power
 
-__all__ = ["LogScale", "bars", "dot_strip", "log_axis", "rows", "span_strip", "time_strip"]
+__all__ = ["LogScale", "bars", "dot_strip", "log_axis", "rows", "share_bar", "span_strip", "time_strip"]
 
 _HEIGHT = 24
 _MIDDLE = 12
@@ -124,6 +124,16 @@ def bars(most: int, before: int, after: int) -> Markup:
         tag("title", f"{before} before, {after} after"),
         tag("rect", x=0, y=5, width=wide(before), height=6, rx=1.5, class_="b0"),
         tag("rect", x=0, y=13, width=wide(after), height=6, rx=1.5, class_="b1"),
+    )
+
+
+def share_bar(share: float, *, title: str) -> Markup:
+    """A bar as long as a share of the whole."""
+    width = _per_cent(round(100 * min(1.0, max(0.0, share)), 2))
+    return _strip(
+        tag("title", title),
+        tag("rect", x=0, y=6, width="100%", height=12, rx=2, class_="rest"),
+        tag("rect", x=0, y=6, width=width, height=12, rx=2, class_="b1"),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..memory import human_bytes
 from ..picture import Picture
 from ..report import Ratio, Report
-from . import evidence, sites
+from . import effort, evidence, sites
 from .graph import draw, is_broad
 from .markup import Markup, join, tag
 from .numbers import count, factor, power
@@ -41,6 +41,7 @@ def html_report(report: Report, *, before: Picture | None = None, after: Picture
         evidence.census(report.census_before, report.census_after),
         evidence.parity(report.parity, report.culprit),
         evidence.latency(report.latency),
+        effort.section(report.latency, report.sites),
         _caveats(report),
         _making(report),
         _footer(report),

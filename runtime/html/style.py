@@ -69,6 +69,7 @@ summary:focus-visible{outline:2px solid var(--accent);outline-offset:3px;border-
 .grid{stroke:var(--line);stroke-width:1}.zero{stroke:var(--rule);stroke-width:1.5}
 .granted{stroke:var(--soft);stroke-width:2}.dot{fill:var(--accent)}.dot.bad{fill:var(--bad)}
 .lead{stroke:var(--rule);stroke-width:2}.lead.bad{stroke:var(--bad)}
+.rest{fill:var(--wash)}.dot.other{fill:var(--before)}.dot.at{fill-opacity:.85}
 .b0{fill:var(--before)}.b1{fill:var(--accent)}.span{stroke:var(--accent);stroke-width:2.5}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.82rem;color:var(--soft);margin:.3rem 0 .6rem}
 .key i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.4rem;vertical-align:-.08rem}

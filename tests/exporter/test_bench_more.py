@@ -1,0 +1,61 @@
+"""What bench times besides the model: other files, other sizes, memory; and how it refuses what makes no sense."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deployml.exporter.sweeping import parse_sweep
+from deployml.runtime.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "text", ["batch", "batch=", "batch=0", "batch=1;2", "=3", "", " ", "b=1,2,3,4,5,6,7,8,9 c=1,2,3,4,5,6,7,8,9"]
+)
+def test_a_sweep_that_makes_no_sense_is_refused(text):
+    with pytest.raises(InputError) as error:
+        parse_sweep(text)
+    assert error.value.hint
+
+
+def test_a_sweep_is_read():
+    assert parse_sweep("batch=1,4 sequence=32,32,128") == {"batch": (1, 4), "sequence": (32, 128)}
+    assert parse_sweep(None) == {}
+
+
+def test_more_contenders_sizes_memory_and_a_page(deployml_command, exported, tmp_path):
+    other = tmp_path / "other.onnx"
+    other.write_bytes(exported.with_name("encoder.unfused.onnx").read_bytes())
+    more = ("--contender", other, "--sweep", "batch=1,2", "--memory", "--page", tmp_path / "b.html")
+    ran = deployml_command("bench", exported, "--seconds", "0.3", "--threads", "1", "--json", *more)
+    assert ran.status == 0, ran.err
+    latency = json.loads(ran.out)["latency"]
+    assert [c["name"] for c in latency["contenders"]] == ["unfused", "fused", "other"]
+    assert all(c["peak_memory"] is None or c["peak_memory"] >= 0 for c in latency["contenders"])
+    assert [p["sizes"] for p in latency["sweep"]] == [{"batch": 1}, {"batch": 2}]
+    assert set(latency["sweep"][1]["medians"]) == {"unfused", "fused", "other"}
+    attention = [n for n in latency["profile"]["nodes"] if "Attention" in n["op"]]
+    assert len(attention) == 2 and all(n["flops"] > 0 for n in attention)
+    assert 0 < latency["mfu"] <= 1 and latency["flops"] > 0
+    assert "Where the time goes" in (tmp_path / "b.html").read_text()
+
+
+def test_what_cannot_be_timed_is_refused_before_anything_slow(deployml_command, exported, encoder, tmp_path):
+    ran = deployml_command("bench", exported, "--sweep", "depth=3")
+    assert ran.status == 2 and "no dynamic axis depth" in ran.err and "batch" in ran.err
+    ran = deployml_command("bench", exported, "--compile")
+    assert ran.status == 2 and "no torch source to compile" in ran.err
+    ran = deployml_command("bench", exported, "--page", tmp_path)
+    assert ran.status == 2 and "folder of that name" in ran.err
+    ran = deployml_command("bench", exported, "--contender", encoder.weights)
+    assert ran.status == 2 and "is no ONNX file" in ran.err
+
+
+@pytest.mark.slow
+def test_torch_compile_is_a_contender(deployml_command, exported, encoder):
+    ran = deployml_command("bench", exported, "--against", *encoder.options, "--compile", "--seconds", "1", "--json")
+    assert ran.status == 0, ran.err
+    latency = json.loads(ran.out)["latency"]
+    names = [c["name"] for c in latency["contenders"]]
+    assert "compiled" in names or any("'compiled' was not timed" in n for n in latency["notes"])

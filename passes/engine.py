@@ -13,6 +13,7 @@ from .graph import Builder, assume, op_name, remove_dead
 from .journal import Journal
 from .proof import Proof, Prover
 from .rule import Context, Declined, Replacement, Rule
+from .scopes import Scopes
 from .steps import Steps
 
 __all__ = ["Applied", "Engine"]
@@ -58,6 +59,7 @@ class Engine:
         self.stage = ""
         self._declined: set[tuple[str, str, str]] = set()
         self._failed: dict[tuple[str, int], ir.Node] = {}  # the node is held, so that its id stays its own
+        self.scopes = Scopes(context.model.graph)
         #: The latest refusal, also one that was journalled before.
         self.refused: Decline | None = None
 
@@ -90,9 +92,11 @@ class Engine:
 
     def _sweep(self, rule: Rule) -> int:
         fired = 0
-        for node in list(rule.matches(self.context.model.graph)):
-            if node.graph is not None and self.attempt(rule, node) is not None:
-                fired += 1
+        self.scopes = Scopes(self.context.model.graph)
+        for graph in self.scopes.graphs:
+            for node in list(rule.matches(graph)):
+                if node.graph is not None and self.attempt(rule, node) is not None:
+                    fired += 1
         return fired
 
     def attempt(self, rule: Rule, node: ir.Node) -> Applied | None:
@@ -103,9 +107,13 @@ class Engine:
         self.journal.attempts[rule.code] += 1
         graph = node.graph
         assert graph is not None
-        g = Builder(graph, prefix=rule.name, like=node)
+        g = Builder(graph, prefix=rule.name, like=node, root=self.context.model.graph)
         try:
             replacement = rule.build(rule.examine(node, self.context), g)
+            if not self.scopes.fits(g, replacement.old, replacement.new, graph):
+                raise Declined(
+                    "across-bodies", "the rewrite would reach across the body of an If, Loop or Scan", at=node
+                )
         except Declined as no:
             g.discard()
             self._decline(rule, node, no)

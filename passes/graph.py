@@ -159,17 +159,21 @@ class Builder:
         graph: The graph the nodes are meant for.
         prefix: Readable beginning of every name.
         like: A node whose metadata (module path, source line) the new nodes inherit.
+        root: The graph that ``graph`` is the body of an If, Loop or Scan in: names are fresh in all of it, and
+            constants become initializers of it.
     """
 
-    def __init__(self, graph: ir.Graph, *, prefix: str, like: ir.Node | None = None) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: ir.Graph, *, prefix: str, like: ir.Node | None = None, root: ir.Graph | None = None
+    ) -> None:
+        self.graph = root if root is not None else graph
         self.prefix = prefix
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.relied_on: list[ir.Value] = []
         self._renames: list[tuple[ir.Node, ir.Node]] = []
         self._metadata = {} if like is None else site_metadata(like)
-        self._names = _fresh_names(graph, prefix)
+        self._names = _fresh_names(self.graph, prefix)
 
     def op(
         self,

@@ -8,6 +8,7 @@ from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
 from .group_query import GroupQuery
 from .infinite_weights import InfiniteWeights
+from .late_sum import LateSum
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
 from .own import OwnAttention
@@ -19,6 +20,7 @@ from .softmax_axis import SoftmaxAxis
 from .standard import Standard
 from .standard_site import StandardSite
 from .value_first import ValueFirst
+from .weight_factors import WeightFactor
 from .written_softmax import WrittenSoftmax
 
 __all__ = [
@@ -34,10 +36,12 @@ __all__ = [
 #: Rules that make and refine the canonical op, in the order they run.
 RECOGNISE: tuple[Rule, ...] = (
     EinsumProduct(),
+    LateSum(),
     WrittenSoftmax(),
     SoftmaxAxis(),
     ValueFirst(),
     InfiniteWeights(),
+    WeightFactor(),
     SoftmaxAttention(),
     StandardSite(),
     RepeatedHeads(),

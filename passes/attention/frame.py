@@ -243,10 +243,15 @@ class Frame:
     def sink(self, query: ir.Value) -> ir.Value | None:
         """The sink logits as an (N,) tensor."""
         sink, heads, g = self.product.sink, canonical.heads(query), self.g
-        if sink is None or len(dims(sink) or ()) == 1:
+        if isinstance(sink, ir.Value) and len(dims(sink) or ()) == 1:
             return sink
+        if sink is None:
+            return None
         if heads is None:
             raise Declined("unknown-heads", "the head count of a site with a sink must be fixed", at=query)
+        if not isinstance(sink, ir.Value):
+            dtype = query.dtype or ir.DataType.FLOAT
+            return g.const(np.full(heads, sink, dtype.numpy()))
         flat = g.op("Reshape", sink, g.const(np.array([-1], np.int64)), dtype=sink.dtype, shape=[None])
         return g.op("Expand", flat, g.const(np.array([heads], np.int64)), dtype=sink.dtype, shape=[heads])
 

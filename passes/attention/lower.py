@@ -181,13 +181,12 @@ def _nearest(refusals: Sequence[Decline]) -> Decline:
 
 def record_unrecognised(engine: Engine) -> None:
     """Record a declined site for every softmax that still attends in plain nodes."""
-    graph = engine.context.model.graph
     known = {s.name for s in engine.journal.sites}
     said = {d.at: d for rule in _RECOGNISING for d in engine.journal.declines if d.rule == rule}
-    for node in softmaxes(graph):
+    for node in softmaxes(engine.context.model.graph):
         if node.name in known:
             continue
-        refusal = _in_subgraph(node) if node.graph is not graph else said.get(str(node.name), _unseen(node))
+        refusal = said.get(str(node.name), _unseen(node))
         engine.journal.sites.append(
             SiteRecord(
                 index=len(engine.journal.sites),
@@ -202,15 +201,6 @@ def record_unrecognised(engine: Engine) -> None:
                 origin="softmax",
             )
         )
-
-
-def _in_subgraph(node: ir.Node) -> Decline:
-    return Decline(
-        rule="ATT001",
-        at=str(node.name),
-        reason="in-subgraph",
-        detail="the attention stands inside an If, Loop or Scan body; rules rewrite the main graph alone",
-    )
 
 
 def _unseen(node: ir.Node) -> Decline:

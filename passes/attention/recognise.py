@@ -69,7 +69,8 @@ class SoftmaxAttention(Rule):
         down, product = _ways(node, around)
         query, key = product.node.inputs
         assert query is not None and key is not None
-        if (product.sink is not None) != down.sliced:
+        wanted = "" if product.sink is None else "first" if product.sink_first else "last"
+        if wanted != down.sliced:
             raise Declined("sink-form", "a logit is added to the scores or a weight dropped, not both", at=node)
         if product.widened and down.node.outputs[0].dtype == ir.DataType.FLOAT:
             raise Declined("softmax-dtype", "the softmax is wider than its scores and stays so", at=node)

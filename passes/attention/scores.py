@@ -76,7 +76,8 @@ class Product:
         terms: Biases and masks, outermost first.
         views: Views between the softmax and the product, outermost first.
         widened: Whether the scores were cast to a wider float before the softmax.
-        sink: One more logit for each head, concatenated to the scores; None when there is none.
+        sink: One more logit for each head, or for all, beside the scores; None when there is none.
+        sink_first: Whether it stands before the scores.
         assumptions: Names of what the walk took for granted.
     """
 
@@ -87,7 +88,8 @@ class Product:
     terms: list[Term] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     widened: bool = False
-    sink: ir.Value | None = None
+    sink: ir.Value | float | None = None
+    sink_first: bool = False
     assumptions: tuple[str, ...] = ()
 
 
@@ -106,7 +108,8 @@ class _Walk:
         self.terms: list[Term] = []
         self.views: list[View] = []
         self.widened = False
-        self.sink: ir.Value | None = None
+        self.sink: ir.Value | float | None = None
+        self.sink_first = False
         self.assumptions: set[str] = set()
 
     def up(self, value: ir.Value) -> Product:
@@ -124,6 +127,7 @@ class _Walk:
                     views=self.views,
                     widened=self.widened,
                     sink=self.sink,
+                    sink_first=self.sink_first,
                     assumptions=tuple(sorted(self.assumptions)),
                 )
             step = _STEPS.get(op_name(node))
@@ -234,14 +238,35 @@ class _Walk:
     def _concat(self, node: ir.Node) -> ir.Value:
         """Scores with one more column: a sink logit for each head."""
         rank = len(dims(node.outputs[0]) or ())
-        touched = self.terms or self.factors or self.softcap or self.scale != 1.0 or self.sink is not None
-        if attribute(node, "axis") not in (-1, rank - 1) or len(node.inputs) != 2 or touched or rank not in (3, 4):
+        if attribute(node, "axis") not in (-1, rank - 1) or len(node.inputs) != 2 or self._touched(rank):
             raise Declined("sink-form", "something is concatenated to the scores in an unknown way", at=node)
         path, column = _pair(node)
+        self.sink_first = not leads_to_product(path)
+        if self.sink_first:
+            path, column = column, path
         self.sink = _per_head_vector(column)
         if self.sink is None:
             raise Declined("sink-form", f"'{column.name}' {dims(column)} is not one logit for each head", at=node)
         return path
+
+    def _pad(self, node: ir.Node) -> ir.Value:
+        """Scores with a column of zeros, or of another number, in front or behind."""
+        rank = len(dims(node.outputs[0]) or ())
+        pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        wanted = [[0] * 2 * rank for _ in range(2)]
+        if rank:
+            wanted[0][-1] = wanted[1][rank - 1] = 1
+        number = filling(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0
+        plain = attribute(node, "mode", "constant") == "constant" and (len(node.inputs) < 4 or node.inputs[3] is None)
+        if pads is None or pads.tolist() not in wanted or number is None or not plain or self._touched(rank):
+            raise Declined("sink-form", "the scores are padded in an unknown way", at=node)
+        self.sink, self.sink_first = number, pads.tolist() == wanted[1]
+        return _first(node)
+
+    def _touched(self, rank: int) -> bool:
+        """Whether something stands between the added column and the softmax."""
+        scaled = bool(self.factors) or self.scale != 1.0
+        return bool(self.terms) or scaled or bool(self.softcap) or self.sink is not None or rank not in (3, 4)
 
     def _refuse_below_cap(self, node: ir.Node) -> None:
         if self.softcap:
@@ -271,6 +296,7 @@ _STEPS = {
     "Div": _Walk._div,
     "Where": _Walk._where,
     "Concat": _Walk._concat,
+    "Pad": _Walk._pad,
 }
 
 
@@ -344,7 +370,7 @@ def filling(value: ir.Value | None) -> float | None:
 
 
 _PATH = frozenset(_STEPS) | {"Tanh"}
-_FIRST_ONLY = frozenset(("Concat", "Sub", "Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout"))
+_FIRST_ONLY = frozenset(("Sub", "Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout", "Pad"))
 
 
 def leads_to_product(value: ir.Value, limit: int = 24) -> bool:
@@ -368,16 +394,7 @@ def _depth(value: ir.Value, limit: int = 24) -> int:
             if op_name(node) not in _PATH:
                 continue
             picked = node.inputs[1:] if node.op_type == "Where" else node.inputs
-            first_only = node.op_type in (
-                "Concat",
-                "Sub",
-                "Reshape",
-                "Unsqueeze",
-                "Squeeze",
-                "Cast",
-                "CastLike",
-                "Dropout",
-            )
+            first_only = node.op_type in _FIRST_ONLY
             following.extend(v for v in (picked[:1] if first_only else picked) if v is not None)
         if not following:
             return limit

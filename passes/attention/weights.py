@@ -22,7 +22,7 @@ class Downward:
         guarded: Whether NaN rows are replaced by 0 on the way.
         probabilities: The value the MatMul reads.
         views: Reshapes on the way, softmax first.
-        sliced: Whether the last column is left out on the way.
+        sliced: Which column is left out on the way: "last", "first", or "" for none.
         blanked: Conditions under which weights are set to 0 on the way, each with whether it is the one that keeps.
     """
 
@@ -30,7 +30,7 @@ class Downward:
     guarded: bool
     probabilities: ir.Value
     views: tuple[View, ...]
-    sliced: bool
+    sliced: str
     blanked: tuple[tuple[ir.Value, bool], ...] = ()
 
 
@@ -52,7 +52,7 @@ def walk_down(softmax: ir.Node) -> Downward:
     Raises:
         Declined: "no-match" when the weights lead to no such product.
     """
-    value, guarded, sliced = softmax.outputs[0], False, False
+    value, guarded, sliced = softmax.outputs[0], False, ""
     views: list[View] = []
     blanked: list[tuple[ir.Value, bool]] = []
     for _ in range(12):
@@ -64,7 +64,8 @@ def walk_down(softmax: ir.Node) -> Downward:
             if node.inputs[0] is not value or _is_weight(node.inputs[1]):
                 raise Declined("no-match", "the softmax is no attention")
             return Downward(node, guarded, value, tuple(views), sliced, tuple(blanked))
-        guarded, sliced = guarded or is_guard, sliced or node.op_type == "Slice"
+        guarded = guarded or is_guard
+        sliced = sliced or (_dropped(node) if node.op_type == "Slice" else "")
         if node.op_type == "Where" and not is_guard:
             blanked.append(_blank(node, value))
         if node.op_type in ("Reshape", "Unsqueeze", "Squeeze"):
@@ -85,7 +86,7 @@ def _next(value: ir.Value) -> tuple[ir.Node, bool] | None:
     for node in users:
         if op_name(node) in ("Cast", "CastLike", "Identity", "Dropout", "Reshape", "Unsqueeze", "Squeeze"):
             return node, False
-        if op_name(node) == "Slice" and _drops_last(node):
+        if op_name(node) == "Slice" and _dropped(node):
             return node, False
         if op_name(node) == "Where" and filling(node.inputs[1 if node.inputs[2] is value else 2]) == 0:
             return node, False
@@ -98,13 +99,17 @@ def _blank(where: ir.Node, value: ir.Value) -> tuple[ir.Value, bool]:
     return condition, where.inputs[1] is value
 
 
-def _drops_last(node: ir.Node) -> bool:
-    """Whether a Slice leaves out the last column alone: the weight that went to the sink."""
-    if len(node.inputs) < 4 or scalar(node.inputs[1]) != 0 or scalar(node.inputs[2]) != -1:
-        return False
-    step = scalar(node.inputs[4]) if len(node.inputs) > 4 else 1
+def _dropped(node: ir.Node) -> str:
+    """Which end column a Slice leaves out, the weight that went to the sink: "last", "first", or "" for neither."""
+    if len(node.inputs) < 4:
+        return ""
+    start, end, axis = (scalar(v) for v in node.inputs[1:4])
     rank = len(dims(node.outputs[0]) or ())
-    return scalar(node.inputs[3]) in (-1, rank - 1) and step == 1
+    if axis not in (-1, rank - 1) or (len(node.inputs) > 4 and scalar(node.inputs[4]) != 1):
+        return ""
+    if (start, end) == (0, -1):
+        return "last"
+    return "first" if start == 1 and end is not None and end >= 1 << 30 else ""
 
 
 def _guards(where: ir.Node, value: ir.Value) -> bool:

@@ -32,8 +32,9 @@ class WrittenSoftmax(Rule):
     ## What it finds
     Div of an Exp by the ReduceSum of the same Exp over the last axis (keepdims), or Mul by its Reciprocal. From
     the exponent anything may be taken off that is one number a row: its maximum, clamped or not. Exp of
-    LogSoftmax is the same. A denominator with one more term is a softmax with one more logit: ``1 + sum(exp(x))``
-    and ``exp(-m) + sum(exp(x - m))`` one of 0 (softmax-off-by-one), ``c + sum(exp(x))`` one of ``log(c)``,
+    LogSoftmax, or of x less its ReduceLogSumExp, is the same. An epsilon below the rounding of the sum is
+    dropped. A denominator with one more term is a softmax with one more logit: ``1 + sum(exp(x))`` and
+    ``exp(-m) + sum(exp(x - m))`` one of 0 (softmax-off-by-one), ``c + sum(exp(x))`` one of ``log(c)``,
     ``exp(s - m) + sum(exp(x - m))`` one of ``s`` (a sink).
 
     ## Why
@@ -74,8 +75,10 @@ class WrittenSoftmax(Rule):
         if not _over_last(reduce):
             raise Declined("softmax-axis", "the sum is not over the last axis alone", at=reduce)
         logits, taken = _per_row(exp.inputs[0])
-        extra = None if term is None else _logit(term, taken, node)
         maximum = taken is not None and _is_maximum(taken, logits)
+        if maximum and term is not None and 0 <= float(scalar(term) or -1.0) <= _NOTHING:
+            term = None
+        extra = None if term is None else _logit(term, taken, node)
         return Facts(node, logits, extra, raw=extra is None and not maximum)
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
@@ -97,13 +100,23 @@ class WrittenSoftmax(Rule):
         return Replacement(old=[old], new=[g.op("Slice", soft, zero, end, axis, dtype=old.dtype, shape=old.shape)])
 
 
+#: Beside a sum of at least 1, as one of exponentials below their maximum is, this is lost in rounding.
+_NOTHING = 1.2e-7
+
+
 def _logarithm(node: ir.Node) -> Facts:
-    """exp(log_softmax(x)) over the last axis is softmax(x)."""
+    """exp(log_softmax(x)) and exp(x - logsumexp(x)) over the last axis are softmax(x)."""
     log = producer(node.inputs[0], "LogSoftmax")
     rank = len(dims(node.outputs[0]) or ())
-    if log is None or log.inputs[0] is None or attribute(log, "axis", -1) not in (-1, rank - 1):
+    if log is not None and log.inputs[0] is not None and attribute(log, "axis", -1) in (-1, rank - 1):
+        return Facts(node, log.inputs[0], None)
+    sub = producer(node.inputs[0], "Sub")
+    total = None if sub is None else producer(sub.inputs[1], "ReduceLogSumExp")
+    if sub is None or total is None or sub.inputs[0] is None or total.inputs[0] is not sub.inputs[0]:
         raise Declined("no-match", "no exponential of a logarithmic softmax")
-    return Facts(node, log.inputs[0], None)
+    if not _over_last(total):
+        raise Declined("softmax-axis", "the sum is not over the last axis alone", at=total)
+    return Facts(node, sub.inputs[0], None)
 
 
 def _quotient(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:

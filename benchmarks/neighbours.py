@@ -22,6 +22,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+from deployml.custom_ops import DOMAIN, register
 from deployml.runtime.latency import bench
 
 RESULTS = Path(__file__).resolve().parent / "results" / "neighbours.md"
@@ -72,6 +73,23 @@ def _pairs() -> Iterator[Pair]:
         constants=norm,
         feeds=_wide(WIDTH, "x", "r"),
     )
+    for summed in ("Sum", "Add"):
+        yield Pair(
+            name=f"{DOMAIN}::SkipNormalization_shift, of {summed} and LayerNormalization",
+            inputs="float[b,s,768] x, float[b,s,768] r",
+            plain=f"a = {summed}(x, r) y = LayerNormalization <axis = -1, epsilon = 1e-5> (a, scale, shift)",
+            fused=f"y = {DOMAIN}.SkipNormalization_shift <epsilon = 1e-5> (x, r, scale, shift)",
+            constants=norm,
+            feeds=_wide(WIDTH, "x", "r"),
+        )
+        yield Pair(
+            name=f"{DOMAIN}::SkipNormalization_rms, of {summed} and SimplifiedLayerNormalization",
+            inputs="float[b,s,768] x, float[b,s,768] r",
+            plain=f"a = {summed}(x, r) y = SimplifiedLayerNormalization <axis = -1, epsilon = 1e-5> (a, scale)",
+            fused=f"y = {DOMAIN}.SkipNormalization_rms <epsilon = 1e-5> (x, r, scale)",
+            constants={"scale": norm["scale"]},
+            feeds=_wide(WIDTH, "x", "r"),
+        )
     root = "sq = Mul(a, a) m = ReduceMean <keepdims = 1> (sq, last) e = Add(m, eps) d = Sqrt(e) i = Reciprocal(d)"
     yield Pair(
         name="SkipSimplifiedLayerNormalization, of Add, Mul, ReduceMean, ...",
@@ -239,7 +257,8 @@ def _one(number: int) -> Array:
 def _session(pair: Pair, body: str) -> onnxruntime.InferenceSession:
     used = {name: value for name, value in pair.constants.items() if _reads(body, name)}
     model = onnx.parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]> g ({pair.inputs}) => (float y) {{ {body} }}'
+        f'<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1, "{DOMAIN}" : 1]> '
+        f"g ({pair.inputs}) => (float y) {{ {body} }}"
     )
     model.graph.output[0].type.tensor_type.ClearField("shape")
     for name, value in used.items():
@@ -247,6 +266,7 @@ def _session(pair: Pair, body: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    register(options)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

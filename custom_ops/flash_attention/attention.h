@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace deployml {
+#include "element.h"
 
-enum class Element : int { kFloat32, kFloat16, kBFloat16 };
+namespace deployml {
 
 /// The optional parts of a call, one bit each: signature.h makes the operator's names of them.
 enum Part : unsigned {

@@ -8,38 +8,19 @@
 #include <memory>
 
 #include "cpu_loop.h"
+#include "isa.h"
 
 namespace deployml {
 namespace {
 
 constexpr int64_t kRowsPerTask = 960;  // packing a tile of keys is then a percent of the work
 
-bool has_avx512() {
-#if defined(DEPLOYML_X86)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
-}
-
-bool has_avx2() {
-#if defined(DEPLOYML_X86)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
-}
-
-/// The best loop the machine runs; DEPLOYML_CPU_ISA=avx512|avx2|portable can only ask for less.
 const CpuLoop& choose_loop() {
-  const char* wish = std::getenv("DEPLOYML_CPU_ISA");
-  const auto allowed = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
 #if defined(DEPLOYML_X86)
-  if (has_avx512() && allowed("avx512")) return avx512::kLoop;
-  if (has_avx2() && (allowed("avx2") || allowed("avx512"))) return avx2::kLoop;
-#endif
+  return best_loop(portable::kLoop, avx2::kLoop, avx512::kLoop);
+#else
   return portable::kLoop;
+#endif
 }
 
 const CpuLoop& loop() {

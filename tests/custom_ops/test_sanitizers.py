@@ -16,6 +16,7 @@ import sys
 import onnxruntime
 from deployml.custom_ops.flash_attention.cases import cases, random_case
 from deployml.custom_ops.flash_attention.check import check_case
+from deployml.custom_ops.skip_normalization import cases as norm_cases, check as norm_check
 
 for case in [*cases()[:: int(sys.argv[2])], *map(random_case, range(int(sys.argv[3])))]:
     options = onnxruntime.SessionOptions()
@@ -24,6 +25,13 @@ for case in [*cases()[:: int(sys.argv[2])], *map(random_case, range(int(sys.argv
     result = check_case(case, options)
     if not result.passed:
         print(case.name, result.error, result.granted)
+for case in [*norm_cases.cases(), *map(norm_cases.random_case, range(int(sys.argv[3])))]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 3
+    options.register_custom_ops_library(sys.argv[1])
+    result = norm_check.check_case(case, options)
+    if not result.passed:
+        print(case.name, result.errors, result.granted)
 print("done")
 """
 

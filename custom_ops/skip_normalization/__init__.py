@@ -1,0 +1,18 @@
+"""``deployml::SkipNormalization``: see :mod:`.op` for what it computes and :mod:`.body` for its ONNX form."""
+
+from __future__ import annotations
+
+from .body import add_function, function_body, make_node
+from .op import ATTRIBUTES, NAME, Signature, naive, reference, signatures
+
+__all__ = [
+    "ATTRIBUTES",
+    "NAME",
+    "Signature",
+    "add_function",
+    "function_body",
+    "make_node",
+    "naive",
+    "reference",
+    "signatures",
+]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .exporter.export import export
     from .exporter.lock import lock
     from .exporter.optimize import optimize
+    from .exporter.package import package
     from .exporter.session import session
     from .exporter.validate import validate
     from .runtime.errors import (
@@ -47,6 +48,7 @@ __all__ = [
     "export",
     "lock",
     "optimize",
+    "package",
     "session",
     "validate",
 ]
@@ -55,7 +57,9 @@ _HOMES = {
     "Artifact": ".exporter.artifact",
     "Report": ".runtime.report",
     "Site": ".runtime.report",
-    **dict.fromkeys(("bench", "check", "explain", "export", "lock", "optimize", "session", "validate"), ".exporter."),
+    **dict.fromkeys(
+        ("bench", "check", "explain", "export", "lock", "optimize", "package", "session", "validate"), ".exporter."
+    ),
 }
 
 

@@ -270,6 +270,35 @@ def check(
 
 
 @command
+def package(
+    model: OnnxFile,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The model repository.")],
+    *,
+    format: Annotated[str, typer.Option("--format", metavar="triton", help="For which server.")] = "triton",
+    name: Annotated[str | None, typer.Option("--name", help="\\[default: the file's]")] = None,
+    version: Annotated[int, typer.Option("--version", min=1, help="Which version of the model this is.")] = 1,
+    target: Annotated[TargetName | None, typer.Option("--target", help="\\[default: what it was made for]")] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=0, help="Requests the server may join; 0: none.")] = 0,
+    repository: Annotated[str, typer.Option("--repository", help="Where the server sees the folder.")] = "/models",
+    json: Json = False,
+) -> None:
+    """Write a model repository for a server: configuration, model, weights, op library."""
+    from .exporter.package import package as run
+
+    made = run(
+        model,
+        output=output,
+        format=format,  # type: ignore[arg-type]  # checked by the library, with a message
+        name=name,
+        version=version,
+        target=target,
+        max_batch=max_batch,
+        repository=repository,
+    )
+    _show(made, json)
+
+
+@command
 def explain(
     subject: Annotated[str, typer.Argument(metavar="MODEL.onnx|RULE", show_default=False)],
     target: Runs = "cpu",

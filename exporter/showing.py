@@ -16,6 +16,7 @@ from ..runtime.report import Report
 from ..runtime.summary import render
 from .doctor import Diagnosis
 from .kernels import Kernels
+from .package import Package
 
 __all__ = ["show"]
 
@@ -38,6 +39,8 @@ def show(value: Any, console: Console | None = None) -> None:
             _show_diagnosis(value, out)
         case Kernels():
             _show_kernels(value, out)
+        case Package():
+            _show_package(value, out)
         case _:
             raise TypeError(f"nothing shows a {type(value).__name__}")
 
@@ -68,6 +71,14 @@ def _show_kernels(found: Kernels, out: Console) -> None:
     _line(out, f"operators of the domain '{found.domain}'", style="bold")
     for backend, path in found.libraries.items():
         out.print(f"  {backend:<5} {path or 'not built'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_package(made: Package, out: Console) -> None:
+    _line(out, f"{made.format} repository: model '{made.name}'", style="bold")
+    for file in made.files:
+        _line(out, f"  {made.folder}/{file}")
+    for note in made.notes:
+        _line(out, f"  note: {note}")
 
 
 def _line(out: Console, text: str, *, style: str = "") -> None:

@@ -15,7 +15,7 @@ from deployml.runtime.arguments import with_groups
 #: Parameter -> why only one side has it.
 ONLY_IN_PYTHON = {"args", "kwargs", "dynamic_shapes", "raise_on_failure"}
 ONLY_ON_THE_COMMAND_LINE = {"json", "junit", "github"}
-SAME = ("export", "optimize", "validate", "bench", "lock", "check", "explain")
+SAME = ("export", "optimize", "validate", "bench", "lock", "check", "package", "explain")
 
 
 def parameters(function):

@@ -190,8 +190,8 @@ def rows() -> list[Row]:
     ) -> None:
         normal = [rng.standard_normal((batch, length, WIDTH)).astype(np.float32) for _ in range(3)]
         inputs = dict(zip(("query", "key", "value"), normal, strict=True)) | dict(given or {})
-        parts = {"lengths": "key_lengths", "mask": "mask", "bias": "bias", "slopes": "slopes", "sink": "sink"}
-        signature = Signature(**{part: key in inputs for part, key in parts.items()})
+        parts = ("mask", "bias", "slopes", "table", "sink")
+        signature = Signature(lengths="key_lengths" in inputs, **{part: part in inputs for part in parts})
         attributes = Attributes(num_heads=HEADS, kv_heads=HEADS, scale=HEAD**-0.5, **options)  # type: ignore[arg-type]
         met = pairs if pairs is not None else batch * length * length
         found.append(
@@ -244,8 +244,10 @@ def rows() -> list[Row]:
     distance = -np.abs(np.arange(n)[:, None] - np.arange(n)).astype(np.float32)
     alibi = (slopes[:, None, None] * distance)[None]
     add(f"ALiBi causal {n}", n, [grouped(n, bias=alibi)], 1.5, given={"slopes": slopes}, causal=1, pairs=half)
-    t5 = np.ascontiguousarray(bias[..., :n, :n])
-    add(f"T5 bias {n}", n, [multihead(bias=t5), standard(bias=t5)], 1.5, given={"bias": t5})
+    table = rng.standard_normal((HEADS, 257)).astype(np.float32)  # T5: 128 distances to either side
+    places = np.clip(np.arange(n) - np.arange(n)[:, None], -128, 128) + 128
+    t5 = np.ascontiguousarray(table[:, places][None])
+    add(f"T5 bias {n}", n, [multihead(bias=t5), standard(bias=t5)], 1.5, given={"table": table})
     capped = [grouped(n, softcap=50.0), standard(is_causal=1, softcap=50.0)]
     add(f"softcap causal {n}", n, capped, 1.5, softcap=50.0, causal=1, pairs=half)
     sink = rng.standard_normal(HEADS).astype(np.float32)

@@ -12,8 +12,10 @@
 namespace deployml::DEPLOYML_ISA {
 namespace {
 
-constexpr int64_t kTile = 512;      // keys of a tile
+constexpr int64_t kTile = 384;      // keys of a tile
 constexpr int64_t kDirectRows = 4;   // up to so many queries, keys and values are not packed
+constexpr int64_t kUnpackedBlocks = 6;  // up to so many blocks of rows, values are not packed
+constexpr int64_t kUnpackedWindow = 256;
 constexpr float kLowest = -3.402823466e38f;
 // exp of anything below -104 is 0 in float32; the rest is room for rounding in the bound.
 constexpr float kNegligible = 112.0f;
@@ -29,6 +31,7 @@ struct Block {
   float* query;   // (rows, head_dim), scaled
   float* output;  // (rows, value_width)
   RowState state;
+  bool fresh;     // no tile was added to `output` yet, and it holds nothing
 };
 
 template <typename T>
@@ -46,6 +49,8 @@ class Task {
     depth_ = round_up(call.head_dim, kWidth);
     value_width_ = round_up(call.value_dim, kWidth);
     reach_ = call.table_size / 2;
+    only_biased_ = call.bias.data != nullptr && call.bias.column != 0 && call.mask.data == nullptr &&
+                   call.table == nullptr && call.slopes == nullptr && call.softcap == 0.0f;
     table_width_ = call.table != nullptr ? call.table_size + 2 * kWidth : 0;
   }
 
@@ -104,13 +109,14 @@ class Task {
     block.output = block.query + padded_rows_ * depth_;
     block.state.highest = block.output + padded_rows_ * value_width_;
     block.state.total = block.state.highest + state_rows_;
+    block.fresh = true;
     const Range low = visible(call_, length_, block.row);
     const Range high = visible(call_, length_, block.row + block.rows - 1);
     block.keys = {low.begin, high.end};
     return block;
   }
 
-  /// Copies the block's queries, scaled and padded with zeros, and resets what it accumulates.
+  /// Copies the block's queries, scaled, and resets what it accumulates.
   void load_query(const Block& block) {
     const Vec scale = set1(call_.scale);
     const T* source = row_of<T>(call_.query, task_.batch, block.head, block.row);
@@ -118,8 +124,6 @@ class Task {
       for (int64_t k = 0; k < depth_; k += kWidth)
         store(block.query + r * depth_ + k,
               mul(scale, load_first(source + r * call_.query.row + k, call_.head_dim - k)));
-    fill(block.query + block.rows * depth_, (padded_rows_ - block.rows) * depth_, 0.0f);
-    fill(block.output, padded_rows_ * value_width_, 0.0f);
     fill(block.state.highest, state_rows_, -kInfinity);
     fill(block.state.total, state_rows_, 0.0f);
   }
@@ -225,7 +229,7 @@ class Task {
   void visit_tile(int64_t start, int64_t count) {
     bool packed = false;
     for (int64_t i = 0; i < blocks_; ++i) {
-      const Block& block = list_[i];
+      Block& block = list_[i];
       const Range columns{larger(block.keys.begin - start, 0), smaller(block.keys.end - start, count)};
       if (columns.empty() || ruled_out(block, start, columns)) continue;
       if (!packed && !direct_) pack(start, count);
@@ -273,31 +277,52 @@ class Task {
 
   void pack(int64_t start, int64_t count) {
     pack_transposed(key_at(start), call_.key.row, count, call_.head_dim, packed_key_);
-    pack_plain(value_at(start), call_.value.row, count, call_.value_dim, packed_value_);
+    if (!values_in_place()) pack_plain(value_at(start), call_.value.row, count, call_.value_dim, packed_value_);
   }
 
-  void visit_block(const Block& block, int64_t start, int64_t count, const Range& columns) {
+  /// Whether values are read where they lie: few blocks of rows do not pay for packing.
+  bool values_in_place() const {
+    const bool windowed = call_.window_left >= 0 && call_.window_right >= 0 &&
+                          call_.window_left + call_.window_right < kUnpackedWindow;
+    return sizeof(T) == sizeof(float) && (blocks_ <= kUnpackedBlocks || windowed) && call_.value_dim % kWidth == 0;
+  }
+
+  void visit_block(Block& block, int64_t start, int64_t count, const Range& columns) {
     const bool plain = untouched(block, start, columns);
     if (plain) fill(lanes_, block.rows * kWidth, -kInfinity);
     multiply_keys(block, start, count, columns, plain ? lanes_ : nullptr);
-    for (int64_t r = 0; r < block.rows; ++r)
-      top_[r] = plain ? reduce_max(load(lanes_ + r * kWidth)) : shape(block, r, start, columns);
+    if (plain) {
+      for (int64_t r = 0; r < block.rows; ++r) {
+        top_[r] = reduce_max(load(lanes_ + r * kWidth));
+        logits_[r] = columns;
+      }
+    } else {
+      for (int64_t r = 0; r < block.rows; ++r) top_[r] = shape(block, r, start, columns);
+    }
     weigh(block, columns);
     for (int64_t c = 0; c < value_width_; c += kPanel) {
       const int vectors = int(smaller(kPanelVectors, (value_width_ - c) / kWidth));
       const float* panel = packed_value_ + c * count + columns.begin * vectors * kWidth;
-      multiply(scores_ + columns.begin, kTile, panel, vectors, block.output + c, value_width_, block.rows,
-               columns.end - columns.begin, {factor_, nullptr});
+      int64_t stride = vectors * kWidth;
+      if constexpr (sizeof(T) == sizeof(float))
+        if (values_in_place()) panel = value_at(start + columns.begin) + c, stride = call_.value.row;
+      multiply({scores_ + columns.begin, kTile, panel, stride, block.output + c, value_width_, block.rows,
+                columns.end - columns.begin},
+               vectors, {block.fresh ? nullptr : factor_, nullptr});
     }
+    block.fresh = false;
   }
 
-  /// scores_ becomes query . key for these columns; `top`, where given, is raised to the largest of each lane.
+  /// scores_ becomes query . key for these columns, in whole vectors; `top`, where given, is raised to the largest of each lane.
   void multiply_keys(const Block& block, int64_t start, int64_t count, const Range& columns, float* top) {
     for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
-      const int vectors = int(smaller(kPanelVectors, (count - j + kWidth - 1) / kWidth));
+      const int64_t width = smaller(kPanel, round_up(count - j, kWidth));
+      const int64_t first = larger(columns.begin / kWidth * kWidth, j);
+      const int64_t last = smaller(round_up(columns.end, kWidth), j + width);
       prefetch_bias(block, start, columns, j);
-      multiply(block.query, depth_, packed_key_ + j * call_.head_dim, vectors, scores_ + j, kTile, block.rows,
-               call_.head_dim, {nullptr, top});
+      multiply({block.query, depth_, packed_key_ + j * call_.head_dim + (first - j), width, scores_ + first, kTile,
+                block.rows, call_.head_dim},
+               int((last - first) / kWidth), {nullptr, top});
     }
   }
 
@@ -319,7 +344,9 @@ class Task {
                   columns.end - columns.begin);
   }
 
-  void visit_direct(const Block& block, int64_t start, const Range& columns) {
+  void visit_direct(Block& block, int64_t start, const Range& columns) {
+    if (block.fresh) fill(block.output, block.rows * value_width_, 0.0f);
+    block.fresh = false;
     for (int64_t r = 0; r < block.rows; ++r) {
       dot_row(block, r, start, columns);
       top_[r] = shape(block, r, start, columns);
@@ -331,33 +358,46 @@ class Task {
                         block.output + r * value_width_);
   }
 
-  /// Whether the scores of these columns are used as the product leaves them, in whole panels.
+  /// Whether the scores of these columns are used as the product leaves them, in whole vectors.
   bool untouched(const Block& block, int64_t start, const Range& columns) const {
-    if (shaped() || columns.begin % kPanel != 0 || columns.end % kPanel != 0) return false;
+    if (shaped() || columns.begin % kWidth != 0 || columns.end % kWidth != 0) return false;
     return visible(call_, length_, block.row).end >= start + columns.end &&
            visible(call_, length_, block.row + block.rows - 1).begin <= start + columns.begin;
   }
 
-  /// Scores of row r become logits, -inf where a key takes no part. Returns the largest.
+  /// Scores of row r become logits, over the vectors that hold a key of the row: logits_[r], -inf between the keys.
+  /// Returns the largest.
   float shape(const Block& block, int64_t r, int64_t start, const Range& columns) {
     const int64_t row = block.row + r;
-    const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
-    float* s = scores_ + r * kTile;
-    if (shaped()) shape_row(s + begin, columns.end - begin, context(block, row, start + begin));
     const Range keys = visible(call_, length_, row);
-    const int64_t low = smaller(larger(keys.begin - start, columns.begin), end);
-    const int64_t high = larger(smaller(keys.end - start, columns.end), low);
+    const int64_t low = larger(keys.begin - start, columns.begin);
+    const int64_t high = smaller(keys.end - start, columns.end);
+    if (low >= high) {
+      logits_[r] = {columns.begin, columns.begin};
+      return -kInfinity;
+    }
+    const int64_t begin = low / kWidth * kWidth, end = round_up(high, kWidth);
+    logits_[r] = {begin, end};
+    float* s = scores_ + r * kTile;
+    if (only_biased_ && low == begin && high == end) {
+      const T* bias = row_of<T>(call_.bias, task_.batch, block.head, row) + start;
+      return add_bias(s + begin, end - begin, bias + begin);
+    }
+    if (shaped()) shape_row(s + begin, high - begin, context(block, row, start + begin));
     fill(s + begin, low - begin, -kInfinity);
     fill(s + high, end - high, -kInfinity);
     return row_top(s + begin, end - begin);
   }
 
-  /// Logits become weights, with `top_` the maxima of the tile's rows; sets `factor_`.
+  /// Logits become weights, with `top_` the maxima of the tile's rows; sets `factor_`. Columns without a logit get 0.
   void weigh(const Block& block, const Range& columns) {
-    const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
     raise_maxima(block.state, block.rows, top_, factor_);
     for (int64_t r = 0; r < block.rows; ++r) {
-      const float sum = exponentials(scores_ + r * kTile + begin, end - begin, top_[r]);
+      const Range& logits = logits_[r];
+      float* s = scores_ + r * kTile;
+      fill(s + columns.begin, logits.begin - columns.begin, 0.0f);
+      fill(s + logits.end, columns.end - logits.end, 0.0f);
+      const float sum = logits.empty() ? 0.0f : exponentials(s + logits.begin, logits.end - logits.begin, top_[r]);
       block.state.total[r] = block.state.total[r] * factor_[r] + sum;
     }
   }
@@ -389,6 +429,7 @@ class Task {
   void finish(const Block& block) {
     const T* sinks = static_cast<const T*>(call_.sink);
     const float sink = sinks != nullptr ? widen(sinks[block.head]) : -kInfinity;
+    if (block.fresh) fill(block.output, block.rows * value_width_, 0.0f);
     for (int64_t r = 0; r < block.rows; ++r) {
       float total = block.state.total[r], factor = 1.0f;
       if (sinks != nullptr) {
@@ -423,15 +464,17 @@ class Task {
 
   void write_row(const Block& block, int64_t r, int64_t start, int64_t count, const Range& columns) {
     float* s = scores_ + r * kTile;
-    const int64_t begin = columns.begin / kWidth * kWidth, end = round_up(columns.end, kWidth);
+    Range logits{0, 0};
     if (!columns.empty()) {
       if (direct_) dot_row(block, r, start, columns);
       shape(block, r, start, columns);
-      const float highest = block.state.highest[r];
-      exponentials(s + begin, end - begin, highest == -kInfinity ? 0.0f : highest);
+      logits = logits_[r];
     }
-    fill(s, begin, 0.0f);
-    fill(s + end, larger(count - end, 0), 0.0f);
+    const float highest = block.state.highest[r];
+    if (!logits.empty())
+      exponentials(s + logits.begin, logits.end - logits.begin, highest == -kInfinity ? 0.0f : highest);
+    fill(s, logits.begin, 0.0f);
+    fill(s + logits.end, larger(count - logits.end, 0), 0.0f);
     const Vec share = set1(block.state.total[r]);
     T* out = const_cast<T*>(row_of<T>(call_.weights, task_.batch, block.head, block.row + r)) + start;
     for (int64_t j = 0; j < count; j += kWidth) store_first(out + j, mul(share, load(s + j)), count - j);
@@ -441,7 +484,8 @@ class Task {
   const CpuTask& task_;
   int64_t length_, group_, rows_, blocks_per_head_, blocks_;
   int64_t padded_rows_, state_rows_, depth_, value_width_, block_size_, reach_, table_width_;
-  bool direct_;
+  bool direct_, only_biased_;
+  Range logits_[kRowBlock];  // of each row of the block at hand, in whole vectors
   float key_norm_ = -1.0f;  // squared; negative until computed
   float *scores_, *packed_key_, *packed_value_, *block_memory_, *tables_, *lanes_, *top_, *factor_;
   Block* list_;

@@ -61,6 +61,26 @@ DEPLOYML_INLINE void add_table(float* s, int64_t n, const float* table, int64_t 
   }
 }
 
+/// s += bias in place over columns [0, n), n readable past to a vector. Returns the largest sum.
+template <typename T>
+DEPLOYML_INLINE float add_bias(float* s, int64_t n, const T* bias) {
+  Vec top = set1(-kInfinity), second = top;
+  int64_t j = 0;
+  for (; j + 2 * kWidth <= n; j += 2 * kWidth) {
+    const Vec x = add(load(s + j), load(bias + j)), y = add(load(s + j + kWidth), load(bias + j + kWidth));
+    store(s + j, x);
+    store(s + j + kWidth, y);
+    top = maximum(top, x);
+    second = maximum(second, y);
+  }
+  for (; j < n; j += kWidth) {
+    const Vec x = add(load(s + j), load_first(bias + j, n - j));
+    store(s + j, x);
+    top = maximum(top, x);
+  }
+  return reduce_max(maximum(top, second));
+}
+
 /// Turns raw scores into logits in place: softcap, ALiBi, table, bias, mask. Columns [0, n), n readable past to a vector.
 template <typename T>
 static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
@@ -82,9 +102,7 @@ static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
     const Vec bias = set1(widen(*row.bias));
     for (int64_t j = 0; j < n; j += kWidth) store(s + j, add(load(s + j), bias));
   } else if (row.bias != nullptr) {
-    int64_t j = 0;
-    for (; j + kWidth <= n; j += kWidth) store(s + j, add(load(s + j), load(row.bias + j)));
-    if (j < n) store(s + j, add(load(s + j), load_first(row.bias + j, n - j)));
+    add_bias(s, n, row.bias);
   }
   if (row.mask == nullptr) return;
   const Vec excluded = set1(-kInfinity);

@@ -40,8 +40,8 @@ struct Epilogue {
 
 /// One register tile of Rows x (Vectors * kWidth).
 template <int Rows, int Vectors>
-DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t depth,
-                          const float* row_scale, float* top) {
+DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+                          int64_t depth, const float* row_scale, float* top) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r) {
@@ -60,7 +60,7 @@ DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, float* c,
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
     }
-    b += Vectors * kWidth;
+    b += ldb;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r)
@@ -76,33 +76,52 @@ DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, float* c,
   }
 }
 
-template <int Vectors>
-static __attribute__((noinline)) void multiply_panel(const float* a, int64_t lda, const float* b, float* c,
-                                                     int64_t ldc, int64_t rows, int64_t depth,
-                                                     const Epilogue& also) {
-  constexpr int kRows = tile_rows(Vectors);
-  for (int64_t r = 0; r < rows; r += kRows) {
-    const float* from = a + r * lda;
-    if (also.scale != nullptr) {
-      tile<kRows, Vectors>(from, lda, b, c + r * ldc, ldc, depth, also.scale + r, nullptr);
-    } else {
-      tile<kRows, Vectors>(from, lda, b, c + r * ldc, ldc, depth, nullptr,
-                           also.top != nullptr ? also.top + r * kWidth : nullptr);
-    }
+/// The matrices of one product: A of `rows` rows, B of `depth` rows of which a panel is read, C.
+struct Operands {
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  float* c;
+  int64_t ldc;
+  int64_t rows;
+  int64_t depth;
+};
+
+template <int Rows, int Vectors>
+DEPLOYML_INLINE void multiply_rows(const Operands& of, int64_t r, const Epilogue& also) {
+  const float* a = of.a + r * of.lda;
+  float* c = of.c + r * of.ldc;
+  if (also.scale != nullptr) {
+    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, of.depth, also.scale + r, nullptr);
+  } else {
+    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, of.depth, nullptr,
+                        also.top != nullptr ? also.top + r * kWidth : nullptr);
   }
 }
 
-/// C = A * panel, and what `also` says. `top` is only looked at where `scale` is not given.
+template <int Vectors>
+static __attribute__((noinline)) void multiply_panel(const Operands& of, const Epilogue& also) {
+  constexpr int kRows = tile_rows(Vectors);
+  constexpr int kPart = kRows % 3 == 0 ? kRows / 3 : kRows / 2;  // the last rows take a tile of fewer
+  int64_t r = 0;
+  for (; r + kRows <= of.rows; r += kRows) multiply_rows<kRows, Vectors>(of, r, also);
+  const int64_t left = of.rows - r;
+  if (left > 2 * kPart) return multiply_rows<kRows, Vectors>(of, r, also);
+  if (left > kPart) return multiply_rows<2 * kPart, Vectors>(of, r, also);
+  if (left > 0) multiply_rows<kPart, Vectors>(of, r, also);
+}
+
+/// C = A * B over `vectors` vectors of columns, at most kPanelVectors, and what `also` says.
 ///
-/// `panel` has `vectors` vectors of columns and `depth` rows. A, C and what `also` points to must be readable, and
-/// writable where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
-static inline void multiply(const float* a, int64_t lda, const float* panel, int vectors, float* c, int64_t ldc,
-                            int64_t rows, int64_t depth, const Epilogue& also) {
-  if (vectors == 1) return multiply_panel<1>(a, lda, panel, c, ldc, rows, depth, also);
-  if (vectors == 2) return multiply_panel<2>(a, lda, panel, c, ldc, rows, depth, also);
+/// `top` is only looked at where `scale` is not given. A, C and what `also` points to must be readable, and writable
+/// where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
+static inline void multiply(const Operands& of, int vectors, const Epilogue& also) {
+  if (vectors == 1) return multiply_panel<1>(of, also);
+  if (vectors == 2) return multiply_panel<2>(of, also);
   if constexpr (kPanelVectors == 4) {
-    if (vectors == 3) return multiply_panel<3>(a, lda, panel, c, ldc, rows, depth, also);
-    multiply_panel<4>(a, lda, panel, c, ldc, rows, depth, also);
+    if (vectors == 3) return multiply_panel<3>(of, also);
+    multiply_panel<4>(of, also);
   }
 }
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .body import add_function, make_node
+from ..libraries import DOMAIN
+from .body import VERSION, add_function, make_node
 from .cases import Case, bound, make_inputs
 from .op import Attributes, Signature, reference
 
@@ -38,9 +39,14 @@ class CaseResult:
 
 
 def one_node_model(
-    signature: Signature, attributes: Attributes, inputs: Mapping[str, Any], dtype: str = "float32"
+    signature: Signature,
+    attributes: Attributes,
+    inputs: Mapping[str, Any],
+    dtype: str = "float32",
+    *,
+    body: bool = True,
 ) -> bytes:
-    """A model of one node with the operator and its function body, as bytes.
+    """A model of one node with the operator and, if wanted, its function body, as bytes.
 
     Inputs and outputs are float32 whatever the type of the operator: casts stand around it, because onnxruntime's
     Python interface has no bfloat16 arrays. Dimensions are symbolic.
@@ -69,7 +75,9 @@ def one_node_model(
         outputs[-1].name, outputs[-1].type = name, ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph(list(values.values()), outputs, nodes=nodes, opset_imports={"": 20}, name="one_node")
     model = ir.Model(graph, ir_version=9)
-    add_function(model, signature)
+    model.graph.opset_imports[DOMAIN] = VERSION
+    if body:
+        add_function(model, signature)
     return ir.to_proto(model).SerializeToString()
 
 
@@ -77,12 +85,14 @@ def _kind(name: str) -> ir.DataType | None:
     return {"mask": ir.DataType.BOOL, "key_lengths": ir.DataType.INT32}.get(name)
 
 
-def run_case(case: Case, options: SessionOptions, inputs: Mapping[str, npt.NDArray] | None = None) -> list[npt.NDArray]:
+def run_case(
+    case: Case, options: SessionOptions, inputs: Mapping[str, npt.NDArray] | None = None, *, body: bool = True
+) -> list[npt.NDArray]:
     """Run a case in a new session with these options (which have the library registered, or not)."""
     import onnxruntime
 
     given = inputs if inputs is not None else make_inputs(case)
-    model = one_node_model(case.signature, case.attributes, given, case.dtype)
+    model = one_node_model(case.signature, case.attributes, given, case.dtype, body=body)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feeds = {name: array if _kind(name) else array.astype(np.float32) for name, array in given.items()}
     return session.run(None, feeds)

@@ -24,11 +24,11 @@ from .outputs import Outputs
 from .sizes import size_variants
 from .trace import quiet_run, trace
 
-__all__ = ["Decision", "trace_assuming"]
+__all__ = ["Decision", "constant_answers", "reading_frame", "trace_assuming", "varied"]
 
 #: How many varied inputs must give the same answers, and how many are tried.
 _NEEDED: Final = 4
-_TRIED: Final = 8
+_TRIED: Final = 10
 
 _ROUNDING: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "floor": lambda a, b: a // b,
@@ -70,7 +70,7 @@ class _Answers(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _answer(self, func: Any, tensor: torch.Tensor) -> Any:
-        frame = _reading_frame()
+        frame = reading_frame()
         if self.given is not None and frame in self.given:
             return self.given[frame]
         answer = func(tensor)
@@ -79,7 +79,8 @@ class _Answers(TorchFunctionMode):
         return answer
 
 
-def _reading_frame() -> Frame | None:
+def reading_frame() -> Frame | None:
+    """The line of the model's own code that asks for a tensor's value."""
     stack = [Frame(f.filename, f.lineno or 0, f.name) for f in traceback.extract_stack()]
     start = max((at for at, frame in enumerate(stack) if frame.file == trace.__code__.co_filename), default=-1)
     own = [frame for frame in stack[start + 1 :] if not frame.is_library and frame.file != __file__]
@@ -94,7 +95,7 @@ def trace_assuming(
     Returns:
         The program and the assumptions it rests on, by line.
     """
-    answers = _constant_answers(module, examples)
+    answers = constant_answers(module, examples)
     if answers is None:
         return None
     for variant in size_variants(examples):
@@ -104,11 +105,11 @@ def trace_assuming(
     return None
 
 
-def _constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame, bool] | None:
+def constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame, bool] | None:
     """The answers that never differed, by line. Tracing may do without the others; if it cannot, it fails there."""
     answers: dict[Frame, set[bool]] = {}
     agreed = 0
-    for inputs in (examples, *_varied(examples)):
+    for inputs in (examples, *varied(examples)):
         watch = _Answers()
         try:
             with watch:
@@ -123,13 +124,22 @@ def _constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame
     return {frame: values.pop() for frame, values in answers.items() if len(values) == 1}
 
 
-def _varied(examples: Examples) -> Iterator[Examples]:
+def varied(examples: Examples) -> Iterator[Examples]:
+    """Inputs of other sizes and contents than the examples."""
     generator = torch.Generator().manual_seed(0)
-    shapes = list(size_variants(examples))
+    shapes = [*size_variants(examples), *_small(examples)]
     for turn in range(_TRIED):
         variant = shapes[turn % len(shapes)]
         leaves = tuple(_redrawn(leaf, generator, turn) for leaf in variant.leaves)
         yield Examples(leaves, variant.structure)
+
+
+def _small(examples: Examples) -> Iterator[Examples]:
+    """Sizes 1 and 2: what always holds among many tokens may not hold for one."""
+    names = examples.sizes()
+    if names and not any(axis.derived for _, _, axis in examples.dynamic()):
+        for size in (1, 2):
+            yield examples.resized(dict.fromkeys(names, size))
 
 
 def _redrawn(leaf: ExampleInput, generator: torch.Generator, turn: int) -> ExampleInput:

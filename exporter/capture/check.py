@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 import torch
 from torch.export import ExportedProgram
 
 from ...runtime.errors import UnsupportedError
 from ..loaded import Loaded
-from ..source_map import Frame, frames
+from ..source_map import Frame
 from .captured import Captured
 from .inputs import Examples, examples_of
 from .outputs import flatten_outputs
 from .quiet import quiet
+from .replay import ASSERTIONS, Replay, difference, line_of
 from .sizes import unused_size
 from .trace import quiet_run, trace
 
 __all__ = ["check_dynamic"]
 
-#: Largest difference allowed, relative to the largest entry of an output. A traced size or branch that was baked
-#: in moves results by far more; float32 summation order by far less.
-TOLERANCE: Final = 1e-4
-
-_ASSERTIONS: Final = frozenset(
-    {
-        torch.ops.aten._assert_scalar.default,
-        torch.ops.aten._assert_async.msg,
-        torch.ops.aten._assert_async.default,
-        torch.ops.aten._assert_tensor_metadata.default,
-        torch.ops.aten.sym_constrain_range.default,
-        torch.ops.aten.sym_constrain_range_for_size.default,
-    }
-)
 _HINT: Final = (
     "Compute that value from the tensor's shape on every call (x.shape[1], no cached or Python-side copy), or give "
     "the axis bounds within which the graph holds: Dim(name, min=..., max=...)."
@@ -61,7 +48,7 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
         return ()
     with quiet():
         examples = examples_of(loaded)
-        runner = _Runner(captured.program)
+        runner = Replay(captured.program)
         compared = [_compare(loaded, captured, runner, variant) for variant in _variants(examples)]
         if compared and not any(compared):  # a model that wants multiples of something
             compared = [_compare(loaded, captured, runner, _doubled(examples))]
@@ -93,7 +80,7 @@ def _lowest(examples: Examples, name: str) -> int:
     return max([1, *(axis.low or 1 for _, _, axis in examples.dynamic() if axis.name == name)])
 
 
-def _compare(loaded: Loaded, captured: Captured, runner: _Runner, examples: Examples) -> bool:
+def _compare(loaded: Loaded, captured: Captured, runner: Replay, examples: Examples) -> bool:
     """Compare at one set of sizes; False when the model itself does not run there."""
     try:
         expected = list(flatten_outputs(quiet_run(loaded.module, examples))[0].values())
@@ -104,9 +91,9 @@ def _compare(loaded: Loaded, captured: Captured, runner: _Runner, examples: Exam
     except Exception as error:  # whatever the baked-in size leads to
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise _error(loaded, examples, f"it fails ({reason[0][:160]})", runner.frame()) from error
-    difference = _difference(expected, found, captured.output_names)
-    if difference:
-        raise _error(loaded, examples, difference, _baked_line(loaded, captured, examples))
+    differs = difference(expected, found, captured.output_names)
+    if differs:
+        raise _error(loaded, examples, differs, _baked_line(loaded, captured, examples))
     return True
 
 
@@ -120,52 +107,6 @@ def _error(loaded: Loaded, examples: Examples, finding: str, frame: Frame | None
     )
 
 
-class _Runner(torch.fx.Interpreter):
-    """Runs a program node by node, without its assertions on sizes, and knows where it is."""
-
-    def __init__(self, program: ExportedProgram) -> None:
-        super().__init__(program.module(check_guards=False))
-        self.current: torch.fx.Node | None = None
-
-    def outputs(self, examples: Examples) -> list[torch.Tensor]:
-        with torch.no_grad():
-            result = self.run(*[leaf.value for leaf in examples.leaves], enable_io_processing=False)
-        return [value for value in result if isinstance(value, torch.Tensor)]
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        self.current = n
-        if n.op == "call_function" and n.target in _ASSERTIONS:
-            return None
-        return super().run_node(n)
-
-    def frame(self) -> Frame | None:
-        return _line_of(self.current)
-
-
-def _line_of(node: torch.fx.Node | None) -> Frame | None:
-    found = frames((node.meta.get("stack_trace") if node is not None else None) or "")
-    own = [frame for frame in found if not frame.is_library]
-    return (own or found or [None])[-1]
-
-
-def _difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], names: Sequence[str]) -> str:
-    for name, want, got in zip(names, expected, found, strict=True):
-        if want.shape != got.shape:
-            return f"output '{name}' has the shape {list(got.shape)} instead of {list(want.shape)}"
-        if want.numel() == 0:
-            continue
-        if not want.is_floating_point():
-            if not torch.equal(want, got):
-                return f"output '{name}' differs"
-            continue
-        largest = torch.nan_to_num(want.double()).abs().max().item()
-        same = torch.isclose(got.double(), want.double(), rtol=0.0, atol=TOLERANCE * largest, equal_nan=True)
-        if not bool(same.all()):
-            off = torch.nan_to_num(got.double() - want.double()).abs().max().item()
-            return f"output '{name}' is off by {off:.2g} (its largest entry is {largest:.2g})"
-    return ""
-
-
 def _baked_line(loaded: Loaded, captured: Captured, examples: Examples) -> Frame | None:
     """The first line whose nodes differ between the program and a trace at the failing sizes."""
     if loaded.kind != "module":
@@ -177,7 +118,7 @@ def _baked_line(loaded: Loaded, captured: Captured, examples: Examples) -> Frame
     first, second = (_lines(program) for program in (captured.program, other))
     for one, two in itertools.zip_longest(first, second):
         if one is None or two is None or one[0] != two[0]:
-            return _line_of((one or two)[1])
+            return line_of((one or two)[1])
     return None
 
 
@@ -191,7 +132,7 @@ def _lines(program: ExportedProgram) -> list[tuple[str, torch.fx.Node]]:
 
 
 def _is_bookkeeping(node: torch.fx.Node) -> bool:
-    return node.target in _ASSERTIONS or not isinstance(node.target, torch._ops.OpOverload)
+    return node.target in ASSERTIONS or not isinstance(node.target, torch._ops.OpOverload)
 
 
 def _signature(node: torch.fx.Node) -> str:

@@ -18,6 +18,7 @@ from .promotion import cast_integers_after_numbers
 from .quiet import quiet
 from .refusals import is_data_dependent, refusal
 from .saved import capture_saved
+from .shortcuts import LongWay, trace_without_shortcuts
 from .sizes import size_variants
 from .surgery import drop_empty_concatenations, keep_attention_whole
 from .torchscript import as_module
@@ -81,7 +82,7 @@ def _capture_module(loaded: Loaded) -> Captured:
 
 def _trace_at_best_sizes(
     module: torch.nn.Module, examples: Examples, outputs: Outputs, name: str
-) -> tuple[ExportedProgram, tuple[Decision, ...]]:
+) -> tuple[ExportedProgram, tuple[Decision | LongWay, ...]]:
     """Trace at the first sizes that keep every declared axis apart from the others and from constants."""
     second_best: ExportedProgram | None = None
     failure: Exception | None = None
@@ -110,10 +111,10 @@ def _trace_at_best_sizes(
 
 def _otherwise(
     module: torch.nn.Module, examples: Examples, outputs: Outputs, failure: Exception | None
-) -> tuple[ExportedProgram, tuple[Decision, ...]] | None:
+) -> tuple[ExportedProgram, tuple[Decision | LongWay, ...]] | None:
     """The ways that remain after the usual trace failed or lost an axis."""
     if failure is not None and is_data_dependent(failure):
-        return trace_assuming(module, examples, outputs)
+        return trace_assuming(module, examples, outputs) or trace_without_shortcuts(module, examples, outputs)
     strict = None if failure is None else _strictly(module, examples, outputs)
     return None if strict is None else (strict, ())
 

@@ -327,6 +327,18 @@ def test_a_branch_that_never_differs_is_assumed_and_said() -> None:
     assert [note for note in captured.notes if "(mask > 1).any()" in note and "gives False" in note]
 
 
+class MaskDoubles(torch.nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if (mask == 0).any():
+            return x * 2
+        return x
+
+
+def test_a_branch_that_only_saves_work_is_left_out() -> None:
+    captured = capture(_load(MaskBranch(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))
+    assert [note for note in captured.notes if "leaves the shortcuts out" in note]
+
+
 def test_a_branch_that_differs_for_other_masks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="values of a tensor"):
-        capture(_load(MaskBranch(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))
+        capture(_load(MaskDoubles(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -234,7 +235,7 @@ def random_feeds(
         marks = rng if free_float else np.random.default_rng([case, next(patterns)])
         drawn = _random(value, tuple(shape), marks, case, max(sizes.values(), default=1))
         if id(value) in masks:
-            low = np.finfo(drawn.dtype).min if case % 2 else -np.inf
+            low = ml_dtypes.finfo(drawn.dtype).min if case % 2 else -np.inf
             drawn = np.where(_padding(drawn.shape, marks, case) > 0, drawn, drawn.dtype.type(low))
         feeds[f"i{index}"] = drawn
     return feeds

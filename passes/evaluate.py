@@ -11,14 +11,17 @@ import onnx_ir as ir
 
 from .graph import attribute
 
-__all__ = ["Evaluator", "Run", "in_double"]
+__all__ = ["Evaluator", "Run", "fed_halves", "in_double", "in_single"]
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 #: Domains whose operators onnxruntime has without a library.
 _BUILT_IN = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 
-_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NARROW = (ir.DataType.FLOAT, *_HALF)
+#: Operators with an element type among their attributes.
+_TYPED = frozenset(("Cast", "RandomNormalLike", "EyeLike"))
 
 
 class Evaluator:
@@ -103,32 +106,51 @@ def _reference(model: ir.Model) -> Run | None:
 
 def in_double(model: ir.Model) -> ir.Model:
     """A copy of a model in which every floating-point tensor, attribute and cast is float64."""
+    return _widened(model, dict.fromkeys(_NARROW, ir.DataType.DOUBLE))
+
+
+def in_single(model: ir.Model) -> ir.Model:
+    """A copy of a model in which float16 and bfloat16 tensors, attributes and casts are float32."""
+    return _widened(model, dict.fromkeys(_HALF, ir.DataType.FLOAT))
+
+
+def fed_halves(run: Run) -> Run:
+    """A run of a model from :func:`in_single` that takes what the model with halves took."""
+    kinds = {half.numpy() for half in _HALF}
+    return lambda feeds: run({k: v.astype(np.float32) if v.dtype in kinds else v for k, v in feeds.items()})
+
+
+Wider = Mapping[ir.DataType, ir.DataType]
+
+
+def _widened(model: ir.Model, wider: Wider) -> ir.Model:
     copy = model.clone()
     graph = copy.graph
     for value in (*graph.inputs, *graph.outputs):
-        _widen(value)
+        _widen(value, wider)
     for value in list(graph.initializers.values()):
-        if value.const_value is not None and value.const_value.dtype in _NARROW:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float64), name=value.name)
-            _widen(value)
+        if value.const_value is not None and value.const_value.dtype in wider:
+            dtype = wider[value.const_value.dtype].numpy()
+            value.const_value = ir.tensor(value.const_value.numpy().astype(dtype), name=value.name)
+            _widen(value, wider)
     for node in graph.all_nodes():
-        _widen_node(node)
+        _widen_node(node, wider)
         for output in node.outputs:
-            _widen(output)
+            _widen(output, wider)
     return copy
 
 
-def _widen(value: ir.Value) -> None:
-    if value.dtype in _NARROW:
-        value.type = ir.TensorType(ir.DataType.DOUBLE)
+def _widen(value: ir.Value, wider: Wider) -> None:
+    if value.dtype in wider:
+        value.type = ir.TensorType(wider[value.dtype])
 
 
-def _widen_node(node: ir.Node) -> None:
-    if node.op_type == "Cast" and ir.DataType(attribute(node, "to")) in _NARROW:
-        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.DOUBLE))
+def _widen_node(node: ir.Node, wider: Wider) -> None:
+    for name in ("to", "dtype"):
+        if name in node.attributes and node.op_type in _TYPED:
+            dtype = ir.DataType(attribute(node, name))
+            node.attributes[name] = ir.AttrInt64(name, int(wider.get(dtype, dtype)))
     for attr in list(node.attributes.values()):
-        if attr.type == ir.AttributeType.TENSOR and attr.value.dtype in _NARROW:
-            wide = ir.tensor(attr.value.numpy().astype(np.float64))
+        if attr.type == ir.AttributeType.TENSOR and attr.value.dtype in wider:
+            wide = ir.tensor(attr.value.numpy().astype(wider[attr.value.dtype].numpy()))
             node.attributes[attr.name] = ir.AttrTensor(attr.name, wide)
-    if node.op_type in ("RandomNormalLike", "EyeLike") and "dtype" in node.attributes:
-        node.attributes["dtype"] = ir.AttrInt64("dtype", int(ir.DataType.DOUBLE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -184,7 +185,7 @@ class Frame:
             for factor in term.factors:
                 value = g.op(factor.op, value, factor.value)
             return value
-        lowest = float(np.finfo((query.dtype or ir.DataType.FLOAT).numpy()).min)
+        lowest = float(ml_dtypes.finfo((query.dtype or ir.DataType.FLOAT).numpy()).min)
         zero, fill = g.scalar(0.0, like=query), g.scalar(max(term.fill or 0.0, lowest), like=query)
         arms = (zero, fill) if term.kind == "keep" else (fill, zero)
         return g.op("Where", term.value, *arms, dtype=query.dtype, shape=term.value.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -85,7 +86,7 @@ def additive_mask(g: Builder, site: Site, *, include_causal: bool = False, clamp
     """
     node = site.node
     dtype = node.query.dtype or ir.DataType.FLOAT
-    lowest = g.const(np.asarray(np.finfo(dtype.numpy()).min, dtype.numpy()))
+    lowest = g.const(np.asarray(ml_dtypes.finfo(dtype.numpy()).min, dtype.numpy()))
     bias = node.bias
     keep = node.mask
     if include_causal and node.causal != "none":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
+import ml_dtypes
 import onnx_ir as ir
 
 from ..capability import MHA
@@ -118,4 +118,4 @@ def _bias(g: Builder, facts: Facts) -> ir.Value | None:
 
 def _lowest(value: ir.Value) -> float:
     dtype = value.dtype or ir.DataType.FLOAT
-    return float(np.finfo(dtype.numpy()).min)
+    return float(ml_dtypes.finfo(dtype.numpy()).min)

@@ -64,6 +64,10 @@ fuzz: $(STAMP) ## compare random attention modules with eager for SECONDS (600) 
 fuzz-files: $(STAMP) ## hand mutated files to the loaders for SECONDS (600) from SEED (1)
 	$(BIN)/python -m tests.faults.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(ARGS)
 
+.PHONY: matrix
+matrix: $(STAMP) ## run the golden models under other versions and write docs/compatibility.md (needs the network)
+	$(BIN)/python -m tests.golden.matrix $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

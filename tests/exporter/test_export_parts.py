@@ -158,6 +158,8 @@ def test_stamping_is_sorted_and_sets_the_ir_version_of_the_opset():
         stamp(model, properties={"deployml.b": "2", "deployml.a": "1"})
         assert model.ir_version == version
         assert list(model.metadata_props) == ["deployml.a", "deployml.b"]
+    stamp(model, properties={}, onnxruntime=(1, 22, 1))
+    assert model.ir_version == 10  # opset 23 came with 11, which onnxruntime 1.22 does not load
 
 
 def test_requirement_names_what_was_declined():

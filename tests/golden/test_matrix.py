@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_an_environment_sees_what_is_behind_it_and_its_own_first(tmp_path):
 
 
 def test_a_row_that_breaks_is_said_so(monkeypatch):
-    monkeypatch.setattr(matrix, "_environment", lambda folder, packages: sys.executable)
+    monkeypatch.setattr(matrix, "_environment", lambda folder, packages: Path(sys.executable))
     monkeypatch.setattr(matrix.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 139, "", "boom\nlast"))
     assert "139" in matrix.tried(["x==1"])["failed"]
 

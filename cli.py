@@ -311,11 +311,15 @@ def explain(
 
 
 @command
-def doctor(json: Json = False) -> None:
+def doctor(
+    model: Annotated[Path | None, typer.Option("--model", metavar="X.onnx", help="Is there room for it?")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Try what onnxruntime's attention operators can do.")] = False,
+    json: Json = False,
+) -> None:
     """Show versions, the targets that really work here, op libraries, and known problems."""
     from .exporter.doctor import doctor as run
 
-    _finish(run(), json)
+    _finish(run(model=model, probe=probe), json)
 
 
 @command

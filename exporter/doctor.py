@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import custom_ops
 from ..runtime.errors import DeploymlError
+from ..runtime.memory import available_memory, free_disk, human_bytes
 from ..runtime.report import Verdict, to_json
 from ..runtime.target import PROVIDERS, parse_version
 from ..runtime.versions import ONNXRUNTIME_PACKAGES, installed
+from .onnx_file import open_file
+from .writing import weight_bytes
+
+if TYPE_CHECKING:
+    from .probe import Probed
 
 __all__ = ["Diagnosis", "Finding", "doctor"]
 
@@ -33,6 +40,8 @@ class Diagnosis:
         targets: Target name to "ready" or why it is not.
         libraries: Backend to "built" or "not built".
         problems: Known-bad pairs and the like.
+        room: With a model: what it needs of disk and memory, and what there is.
+        probed: With a probe: each feature of each attention operator, next to the shipped table.
     """
 
     verdict: Verdict
@@ -40,16 +49,29 @@ class Diagnosis:
     targets: Mapping[str, str]
     libraries: Mapping[str, str]
     problems: tuple[Finding, ...] = ()
+    room: Mapping[str, str] = field(default_factory=dict)
+    probed: tuple[Probed, ...] = ()
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The diagnosis as JSON text, keys in field order."""
         return to_json(self, indent=indent)
 
 
-def doctor() -> Diagnosis:
-    """Look at the environment; nothing is changed and no model is needed."""
+def doctor(*, model: str | Path | None = None, probe: bool = False) -> Diagnosis:
+    """Look at the environment; nothing is changed.
+
+    Args:
+        model: An ONNX file to find room for, on the disk it lies on and in memory.
+        probe: Try every feature of onnxruntime's attention operators on the CPU, and compare with the shipped table.
+
+    Raises:
+        InputError: if the model cannot be read.
+    """
     versions = installed()
-    problems = tuple(finding for check in _CHECKS if (finding := check(versions)) is not None)
+    room, cramped = ({}, ()) if model is None else _room(Path(model).expanduser())
+    probed = _probed() if probe else ()
+    known = (finding for check in _CHECKS if (finding := check(versions)) is not None)
+    problems = (*known, *cramped, *_lacking(probed))
     return Diagnosis(
         verdict="fail" if problems else "pass",
         versions=versions,
@@ -58,7 +80,47 @@ def doctor() -> Diagnosis:
             backend: "built" if backend in custom_ops.available() else "not built" for backend in ("cpu", "cuda", "hip")
         },
         problems=problems,
+        room=room,
+        probed=probed,
     )
+
+
+def _probed() -> tuple[Probed, ...]:
+    from .probe import probe
+
+    return probe()
+
+
+def _lacking(probed: Sequence[Probed]) -> list[Finding]:
+    """What the table counts on and the installed onnxruntime does not do."""
+    return [
+        Finding(
+            what=f"{one.op} does not do {one.feature} here, which deployml counts on: {one.detail}",
+            hint="pip install another onnxruntime, or leave that operator out with --disable-fusion",
+        )
+        for one in probed
+        if one.outcome == "worse than the table"
+    ]
+
+
+def _room(path: Path) -> tuple[dict[str, str], tuple[Finding, ...]]:
+    """What an export of this size takes at most: both graphs on disk, four times the weights in memory."""
+    weights = weight_bytes(open_file(path))
+    disk, memory = free_disk(path), available_memory()
+    needs_disk, needs_memory = 2 * weights, 4 * weights
+    room = {
+        "weights": human_bytes(weights),
+        "disk": f"{human_bytes(disk)} free, an export writes up to {human_bytes(needs_disk)}",
+        "memory": f"{'unknown' if memory is None else human_bytes(memory)} free, an export takes up to "
+        f"{human_bytes(needs_memory)} above what torch takes",
+    }
+    short = []
+    if disk < needs_disk:
+        short.append(Finding(what="the disk has no room for an export of this model", hint="write to another with -o"))
+    if memory is not None and memory < needs_memory:
+        hint = "use a machine with more memory, or leave the checks out with --no-validate --no-bench"
+        short.append(Finding(what="memory may not do for an export of this model", hint=hint))
+    return room, tuple(short)
 
 
 def _target_state(name: Any) -> str:

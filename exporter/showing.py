@@ -55,11 +55,24 @@ def _show_rule(page: RulePage, out: Console) -> None:
 
 
 def _show_diagnosis(found: Diagnosis, out: Console) -> None:
-    for title, facts in (("Versions", found.versions), ("Targets", found.targets), ("Op libraries", found.libraries)):
+    for title, facts in (
+        ("Versions", found.versions),
+        ("Targets", found.targets),
+        ("Op libraries", found.libraries),
+        ("Room", found.room),
+    ):
+        if not facts:
+            continue
         _line(out, title, style="bold")
         width = max((len(name) for name in facts), default=0)
         for name, said in facts.items():
             _line(out, f"  {name:<{width}}  {said}")
+    if found.probed:
+        _line(out, "Attention operators of the installed onnxruntime", style="bold")
+    for one in found.probed:
+        said = "works" if one.works else f"does not work ({one.detail})"
+        differs = "" if one.claimed == one.works else f" - {one.outcome}"
+        _line(out, f"  {one.op.removeprefix('com.microsoft::')} {one.feature}: {said}{differs}")
     _line(out, "Problems", style="bold")
     for problem in found.problems:
         _line(out, f"  {problem.what}\n    -> {problem.hint}", style="red")

@@ -1,0 +1,59 @@
+"""The doctor: what it says of room, of operators, and of an environment with two onnxruntimes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deployml.exporter import doctor as module
+from deployml.exporter.doctor import doctor
+from deployml.exporter.probe import Probed, probe
+
+
+def test_every_feature_the_table_counts_on_works_here():
+    found = probe()
+    assert {p.op.split("::")[-1] for p in found} == {"GroupQueryAttention", "MultiHeadAttention", "Attention"}
+    assert [f"{p.op} {p.feature}: {p.detail}" for p in found if p.outcome == "worse than the table"] == []
+    works = {(p.op.split("::")[-1], p.feature): p.works for p in found}
+    assert works["GroupQueryAttention", "grouped heads"] and works["MultiHeadAttention", "padding mask"]
+    assert not works["MultiHeadAttention", "softcap"] and not works["MultiHeadAttention", "grouped heads"]
+
+
+def test_a_feature_that_is_taken_and_ignored_is_seen(monkeypatch):
+    import deployml.exporter.probe as probing
+
+    right = probing._expected
+    monkeypatch.setattr(probing, "_expected", lambda ask, arrays, causal: right(ask, arrays, causal=causal) * 1.01)
+    works, detail = probing._try("com.microsoft::MultiHeadAttention", probing._Ask())
+    assert not works and detail.startswith("off by")
+
+
+def test_what_the_table_counts_on_and_is_not_there_is_a_problem(monkeypatch):
+    lost = Probed(op="Attention", feature="bias", claimed=True, works=False, detail="no kernel")
+    monkeypatch.setattr(module, "_probed", lambda: (lost,))
+    found = doctor(probe=True)
+    assert found.verdict == "fail" and "does not do bias" in found.problems[0].what
+    assert json.loads(found.to_json())["probed"][0]["feature"] == "bias"
+
+
+def test_a_sound_machine_ends_with_0_and_says_what_room_there_is(deployml_command, exported):
+    ran = deployml_command("doctor", "--model", exported, "--probe")
+    assert ran.status == 0, ran.out
+    assert "an export writes up to" in " ".join(ran.out.split())
+    assert "GroupQueryAttention float32: works" in ran.out
+    assert "Traceback" not in ran.err and "ExecuteKernel" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("free_disk", "the disk has no room"), ("available_memory", "memory may not")]
+)
+def test_too_little_room_is_a_problem(monkeypatch, exported, name, words):
+    monkeypatch.setattr(module, name, lambda *_: 1000)
+    found = doctor(model=exported)
+    assert found.verdict == "fail" and words in found.problems[0].what
+
+
+def test_a_model_that_cannot_be_read_is_refused(deployml_command, tmp_path):
+    ran = deployml_command("doctor", "--model", tmp_path / "none.onnx")
+    assert ran.status == 2 and "none.onnx" in ran.err

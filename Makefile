@@ -68,6 +68,10 @@ fuzz-files: $(STAMP) ## hand mutated files to the loaders for SECONDS (600) from
 matrix: $(STAMP) ## run the golden models under other versions and write docs/compatibility.md (needs the network)
 	$(BIN)/python -m tests.golden.matrix $(ARGS)
 
+.PHONY: zoo
+zoo: $(STAMP) ## export every model of the zoo, fused, and compare each with eager (an hour)
+	$(PYTEST) tests/zoo -m zoo $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

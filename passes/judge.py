@@ -94,10 +94,13 @@ def _close(
 
 
 def _dead_rows(alive: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Rows with no key, broadcast to the output: (B, N, S) for (B, N, S, Hv), any head for (B, S, N * Hv)."""
+    """Rows with no key, broadcast to the output: (B, N, S) for (B, N, S, Hv), any head for (B, S, N * Hv).
+
+    Where the two do not fit together (axes in another order) no row is excused.
+    """
     dead = alive < FORBIDS
-    if output.ndim == 4:
+    if dead.shape == output.shape[:-1]:
         return np.broadcast_to(dead[..., None], output.shape)
-    if output.ndim == 3:
+    if output.ndim == dead.ndim == 3 and (dead.shape[0], dead.shape[2]) == output.shape[:2]:
         return np.broadcast_to(dead.any(axis=1)[..., None], output.shape)
     return np.zeros(output.shape, bool)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from . import canonical
 from .draw import Plan, plans, random_feeds
 from .evaluate import Evaluator, Run, fed_halves, in_double, in_single
-from .graph import Builder, op_name
+from .graph import Builder, attribute, op_name
 from .judge import Worst, judge
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
@@ -287,14 +287,16 @@ def _shape_key(values: Sequence[ir.Value]) -> str:
 
 
 def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
-    """Add an output that says which rows of the attention have a key left, when an assumption speaks of them."""
+    """Add an output that says which rows of the attention have a key left, when an assumption speaks of them.
+
+    The form that is replaced says so, by the largest of its masked scores: a new form that masks too much has no
+    say in it.
+    """
     if replacement.rows_of is None or "fully-masked-rows" not in replacement.assumptions:
         return False
-    nodes = [n for n in model.graph if canonical.is_attention(n)]
-    if len(nodes) != 1:
+    scores = _masked_scores(model)
+    if scores is None:
         return False
-    element = canonical.read(nodes[0]).query.dtype or ir.DataType.FLOAT
-    _, _, scores = canonical.replace_by_plain(nodes[0])
     graph = model.graph
     g = Builder(graph, prefix="rows")
     axes = g.const(np.array([-1], np.int64))
@@ -303,13 +305,28 @@ def _rows_output(model: ir.Model, replacement: Replacement) -> bool:
         if graph.opset_imports[""] >= 18
         else g.op("ReduceMax", scores, axes=[-1], keepdims=0)
     )
-    top.type, top.shape = ir.TensorType(scores.dtype or element), ir.Shape([None] * 3)
+    top.type = ir.TensorType(scores.dtype or ir.DataType.FLOAT)
     graph.extend(g.nodes)
     for value in g.initializers:
         if value.uses():
             graph.register_initializer(value)
     graph.outputs.append(top)
     return True
+
+
+def _masked_scores(model: ir.Model) -> ir.Value | None:
+    """The masked scores of the one attention in a model, canonical or in plain nodes; None where there is not one."""
+    nodes = [n for n in model.graph if canonical.is_attention(n)]
+    if len(nodes) == 1:
+        dtype = canonical.read(nodes[0]).query.dtype
+        _, _, scores = canonical.replace_by_plain(nodes[0])
+        scores.dtype = scores.dtype or dtype
+        return scores
+    plain = [n for n in model.graph if op_name(n) == "Softmax"]
+    if nodes or len(plain) != 1 or plain[0].inputs[0] is None:
+        return None
+    rank = None if plain[0].inputs[0].shape is None else len(plain[0].inputs[0].shape)
+    return plain[0].inputs[0] if attribute(plain[0], "axis", -1) in (-1, None if rank is None else rank - 1) else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -50,7 +50,8 @@ class SoftmaxAttention(Rule):
     between the softmax and the value: talking heads, re-weighting).
 
     ## Numerics
-    ROUNDING: the scale may move from query or key onto the scores.
+    ROUNDING: the scale may move from query or key onto the scores. Rows that a finite fill leaves no key may give
+    another mean: the named assumption fully-masked-rows, where the proof sees it.
 
     ## References
     Vaswani et al., Attention Is All You Need, 2017, section 3.2.1.
@@ -104,7 +105,13 @@ class SoftmaxAttention(Rule):
         if outputs == 2:
             old.append(facts.softmax.outputs[0])
             new.append(frame.back(made[1], facts.softmax.outputs[0]))
-        return Replacement(old=old, new=new, always=facts.product.assumptions)
+        return Replacement(
+            old=old,
+            new=new,
+            always=facts.product.assumptions,
+            assumptions=("fully-masked-rows",),
+            rows_of=facts.softmax,
+        )
 
 
 def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:

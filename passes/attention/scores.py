@@ -158,6 +158,16 @@ class _Walk:
             term.views.append(view)
         return source
 
+    def _max(self, node: ir.Node) -> ir.Value:
+        """A floor that no score reaches: it keeps sums of masks finite."""
+        pair, bounded = _pair(node), node.op_type == "Clip" and len(node.inputs) > 2 and node.inputs[2] is not None
+        for value, other in (pair,) if node.op_type == "Clip" else (pair, pair[::-1]):
+            floor = _low(other)
+            lowest = LOWEST_HALF if value.dtype == ir.DataType.FLOAT16 else LOWEST
+            if floor is not None and floor <= lowest and not bounded:
+                return value
+        raise Declined("no-score-product", "the scores are raised to something else than the lowest number", at=node)
+
     def _add(self, node: ir.Node) -> ir.Value:
         path, other = self._sides(node)
         self._refuse_below_cap(node)
@@ -291,6 +301,8 @@ _STEPS = {
     "Unsqueeze": _Walk._reshape,
     "Squeeze": _Walk._reshape,
     "Add": _Walk._add,
+    "Max": _Walk._max,
+    "Clip": _Walk._max,
     "Sub": _Walk._sub,
     "Mul": _Walk._mul,
     "Div": _Walk._div,

@@ -270,6 +270,10 @@ class _Writer:
         forbidden = ["a = " + _FILL[s.fill].format(keep=mask) for mask in masks]
         for line in [*forbidden, *added, *late] if s.mask_first else [*added, *late, *forbidden]:
             self.say(line)
+        if s.floor == "max":
+            self.say("a = torch.max(a, torch.tensor(torch.finfo(a.dtype).min, dtype=a.dtype))")
+        if s.floor == "clamp":
+            self.say("a = a.clamp(min=torch.finfo(a.dtype).min)")
 
     def _matmul(self, scale: float) -> None:
         s = self.spec

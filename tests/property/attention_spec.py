@@ -41,6 +41,7 @@ class AttentionSpec:
         window: Reach of the window masks, prefix of the prefix mask, block length of the block mask.
         fill: How the mask acts: "-inf", "min", "1e9", "where", "where_min", "add_inf", "add_min", "add_1e4".
         mask_first: Whether the mask acts before the bias.
+        floor: "", "max" or "clamp": the masked scores are raised to the lowest number.
         apart: Whether each mask acts by itself instead of all of them joined.
         rows: How masks are indexed: "outer" (None axes) or "unsqueeze".
         sink: "", "logit" (a learned logit per head) or "one" (softmax with 1 in the denominator).
@@ -74,6 +75,7 @@ class AttentionSpec:
     window: int = 3
     fill: str = "-inf"
     mask_first: bool = False
+    floor: str = ""
     apart: bool = False
     rows: str = "outer"
     sink: str = ""
@@ -126,6 +128,7 @@ class AttentionSpec:
             or self.guard
             or self.scale in ("late", "learned", "cosine", "divide", "key", "both")
             or self.dropout
+            or self.floor
         )
 
 
@@ -191,6 +194,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "window": (1, 2, 3, 4, 7, 10, 12, 20),
     "fill": ("-inf", "-inf", "min", "1e9", "where", "where_min", "add_inf", "add_min", "add_1e4"),
     "mask_first": (False, True),
+    "floor": ("",) * 8 + ("max", "clamp"),
     "apart": (False, False, True),
     "rows": ("outer", "unsqueeze"),
     "sink": ("",) * 8 + ("logit", "one"),
@@ -204,7 +208,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
-_PLAIN_FOR_SDPA = ("softcap", "sink", "softmax", "weights", "guard", "dropout")
+_PLAIN_FOR_SDPA = ("softcap", "floor", "sink", "softmax", "weights", "guard", "dropout")
 
 
 def draw(rng: random.Random) -> AttentionSpec:

@@ -158,6 +158,12 @@ class _Calls:
     def full(self, sizes: tuple[()], number: float, dtype: torch.dtype) -> Tensor:
         return lift(self._tape, number, dtype)
 
+    def tensor(self, number: float, dtype: torch.dtype) -> Tensor:
+        return lift(self._tape, number, dtype)
+
+    def max(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.binary("Max", b)
+
     def cat(self, parts: Sequence[Tensor], dim: int) -> Tensor:
         first = parts[0]
         dims = list(first.dims)
@@ -269,7 +275,9 @@ class _Calls:
         return q.made(value, (*q.dims[:3], v.dims[3]))
 
     def _standard(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-        more = [] if mask is None else [mask.value]
+        more = []
+        if mask is not None:  # onnxruntime wants the last two axes of a mask whole
+            more = [self._tape.op("Expand", mask.value, self._tape.shape([q.size_of(2), k.size_of(2)]))]
         value = self._tape.op("Attention", q.value, k.value, v.value, *more, scale=scale, is_causal=int(causal))
         return q.made(value, (*q.dims[:3], v.dims[3]))
 

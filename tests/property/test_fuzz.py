@@ -19,7 +19,7 @@ from .attention_feed import inputs, rows_with_keys
 from .attention_graphs import build
 from .attention_judge import SIZES, judge
 from .attention_source import PRELUDE, module_source
-from .attention_spec import AttentionSpec, draw, for_older_exporter, simpler
+from .attention_spec import AttentionSpec, draw, for_half, for_older_exporter, simpler
 from .attention_trial import trial
 from .fuzz import LANES, fuzz, shrink
 
@@ -44,6 +44,31 @@ def test_random_attentions_that_torch_exports_are_right() -> None:
     counts = fuzz(seconds=600, sites=4, seed=12, lanes=[lane], group=4)
     assert counts.wrong == 0, counts.cases
     assert not counts.broken and counts.tried == 4
+
+
+#: What the fuzzer found once: masks of finite numbers that add up, exponentials without a maximum in a site that stays
+#: declined, a floor under masked scores.
+FOUND = (
+    AttentionSpec(bias="rows", masks=("causal", "padding"), fill="add_min", apart=True, guard="where"),
+    AttentionSpec(
+        packing="split", product="baddbmm", softcap=5.0, bias="table", masks=("lengths",), fill="add_min",
+        mask_first=True, apart=True, softmax="exp",
+    ),
+    AttentionSpec(masks=("causal", "padding"), floor="max"),
+    AttentionSpec(masks=("padding",), fill="min", bias="heads", softmax="exp_max"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float16"))
+def test_what_was_found_stays_repaired(dtype: str) -> None:
+    specs = FOUND if dtype == "float32" else [for_half(spec) for spec in FOUND]
+    result = trial(specs, seed=1100033, exporter="written", dtype=dtype)
+    assert not result.broken
+    assert not [found.problem for found in result.found if found.problem]
+    sites = [found.site for found in result.found]
+    assert [s is not None and s.status for s in sites] == ["fused", "declined", "fused", "fused"]
+    if dtype == "float32":
+        assert all(s is not None and "fully-masked-rows" in s.assumptions for s in sites)
 
 
 @pytest.mark.slow

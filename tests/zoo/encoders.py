@@ -107,6 +107,8 @@ ENTRIES: tuple[Entry, ...] = (
         "FunnelConfig",
         _PLAIN,
         dict(vocab_size=100, block_sizes=[1, 1], d_model=64, n_head=4, d_head=16, d_inner=96),
+        impls=("eager",),
+        refused="loses a dynamic axis",
     ),
     hf("big_bird_full", "BigBirdModel", "BigBirdConfig", _PLAIN, dict(TEXT, attention_type="original_full")),
 )

@@ -151,7 +151,15 @@ ENTRIES: tuple[Entry, ...] = (
     hf("vit_msn", "ViTMSNModel", "ViTMSNConfig", _IN, _VIT),
     hf("ijepa", "IJepaModel", "IJepaConfig", _IN, _VIT),
     hf("aimv2", "Aimv2VisionModel", "Aimv2VisionConfig", _IN, dict(_VIT, use_head=False)),
-    hf("vilt", "ViltModel", "ViltConfig", _Both(), dict(TEXT, **_VIT, max_image_length=-1)),
+    hf(
+        "vilt",
+        "ViltModel",
+        "ViltConfig",
+        _Both(),
+        dict(TEXT, **_VIT, max_image_length=-1),
+        impls=("eager",),
+        refused="decides in Python by the values of a tensor",
+    ),
     hf(
         "blip_text",
         "BlipTextModel",

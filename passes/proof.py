@@ -10,6 +10,7 @@ once.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Prover:
             above = None if proof.ok else _one_up(cut)
             if above is None:
                 break
+            replacement = dataclasses.replace(replacement, forbidding=_forbidding_above(replacement.forbidding, cut))
             cut = above
             proof = self._attempt(replacement, g, safety, cut)
         return proof if proof.ok else first
@@ -221,6 +223,19 @@ def _one_up(cut: list[ir.Value]) -> list[ir.Value] | None:
     return list(above.values()) if moved else None
 
 
+def _forbidding_above(forbidding: Sequence[ir.Value], cut: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
+    """What may hold minus infinity once the cut has moved: also the terms that such a value is a sum or a view of."""
+    moved = {id(v) for v in cut}
+    found = list(forbidding)
+    for value in forbidding:
+        node = value.producer()
+        if node is not None and id(value) in moved and op_name(node) in _HANDS_ON:
+            found.extend(v for v in node.inputs if v is not None and v.producer() is not None and _free_float(v))
+    return tuple(found)
+
+
+#: Operators that give minus infinity where one of their operands has it.
+_HANDS_ON: Final = frozenset("Add,Where,Expand,Reshape,Unsqueeze,Squeeze,Identity,Slice,Transpose,Cast".split(","))  # noqa: SIM905
 _HEAVY: Final = frozenset(
     ("MatMul", "Gemm", "Conv", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization")
 )

@@ -208,6 +208,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+_PLAIN_FOR_GROUPED = ("softcap", "sink", "masks", "bias", "weights", "scale", "packing", "guard")
 _PLAIN_FOR_SDPA = ("softcap", "floor", "sink", "softmax", "weights", "guard", "dropout")
 
 
@@ -222,6 +223,9 @@ def draw(rng: random.Random) -> AttentionSpec:
         if fields["product"] == "sdpa":  # what the call cannot say stays plain
             fields |= {name: getattr(AttentionSpec, name) for name in _PLAIN_FOR_SDPA}
             fields["scale"] = rng.choice(("scores", "query", "none"))
+        if fields["repeat"] == "grouped" and rng.random() < 0.3:  # a five-axis product has room for little else
+            fields |= {name: getattr(AttentionSpec, name) for name in _PLAIN_FOR_GROUPED}
+            fields |= {"heads": 4, "kv_heads": rng.choice((1, 2)), "product": "matmul"}
         letters = list("bhqkdv")
         rng.shuffle(letters)
         fields["rename"] = "".join(letters)

@@ -56,6 +56,7 @@ FOUND = (
     ),
     AttentionSpec(masks=("causal", "padding"), floor="max"),
     AttentionSpec(masks=("padding",), fill="min", bias="heads", softmax="exp_max"),
+    AttentionSpec(bias="alibi", masks=("causal", "input"), fill="add_inf", mask_first=True, apart=True),
 )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_what_was_found_stays_repaired(dtype: str) -> None:
     assert not result.broken
     assert not [found.problem for found in result.found if found.problem]
     sites = [found.site for found in result.found]
-    assert [s is not None and s.status for s in sites] == ["fused", "declined", "fused", "fused"]
+    assert [s is not None and s.status for s in sites] == ["fused", "declined", "fused", "fused", "fused"]
     if dtype == "float32":
         assert all(s is not None and "fully-masked-rows" in s.assumptions for s in sites)
 
@@ -166,7 +167,7 @@ def test_written_modules_run_and_masks_mean_what_numpy_says() -> None:
     for _ in range(60):
         spec = for_older_exporter(draw(rng))
         spec = dataclasses.replace(
-            spec, fill="-inf", softmax="plain", guard="", sink="", scale="query", project=False, weights=False
+            spec, fill="-inf", softmax="plain", guard="", sink="", scale="query", project=False, weights=False, floor=""
         )
         if spec.product == "sdpa" or not spec.fits():
             continue

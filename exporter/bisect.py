@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
-from ..passes import canonical
+from ..passes import canonical, registry
 from ..passes.steps import Step
 from ..runtime.bisect import first_bad
 from ..runtime.feeds import Case
-from ..runtime.files import Staging
 from ..runtime.parity import Runner, agrees
 from ..runtime.report import Culprit, ParityReport
 from ..runtime.session import Optimize, open_session
 from ..runtime.tensors import session_runner
+from .against import Subject
 from .artifact import FileNames
 from .fusing import Fused, Start
 from .measuring import TOLERANCE, Graph, Reference
-from .minimal import Parting, part
+from .minimal import Parting, in_memory, part
+from .onnx_file import open_file
 from .source_map import MODULE_KEY, SOURCE_KEY
 from .writing import weight_bytes
 
-__all__ = ["Evidence", "failing_case", "find_culprit"]
+__all__ = ["Evidence", "compare_files", "failing_case", "find_culprit"]
 
 #: Models with more bytes of weights are not bisected: each trial holds them once more.
 _LIMIT: Final = 1 << 30
@@ -39,15 +40,14 @@ class Evidence:
     culprit: Culprit
     parting: Parting | None = None
 
-    def write(self, staging: Staging, names: FileNames) -> Culprit:
-        """Put the minimal model and its inputs into a staging folder. Returns the culprit that names them."""
+    def write(self, names: FileNames, write: Callable[[str, bytes], object]) -> Culprit:
+        """Write the minimal model and its inputs with ``write(name, data)``. Returns the culprit that names them."""
         if self.parting is None:
             return self.culprit
-        data = ir.serde.serialize_model(self.parting.model).SerializeToString(deterministic=True)
-        staging.write(names.bisect, data)
         buffer = io.BytesIO()
         np.savez(buffer, **dict(sorted(self.parting.feeds.items())))  # type: ignore[arg-type]
-        staging.write(names.bisect_inputs, buffer.getvalue())
+        write(names.bisect_inputs, buffer.getvalue())
+        write(names.bisect, ir.serde.serialize_model(self.parting.model).SerializeToString(deterministic=True))
         return replace(self.culprit, model=names.bisect, inputs=names.bisect_inputs)
 
 
@@ -83,6 +83,46 @@ def find_culprit(fused: Fused, graph: Graph, reference: Reference, case: Case) -
     states = _replay(fused.start, [n for n in (number - 1, number) if n])
     before = states.get(number - 1, fused.unfused)
     return _evidence(steps[number - 1], before, states[number], case)
+
+
+def compare_files(subject: Subject, reference: Reference, case: Case) -> Evidence | None:
+    """Without the run that made a file: the first node at which it parts from its unfused sibling.
+
+    Args:
+        subject: The file.
+        reference: What it should compute.
+        case: Inputs that fail.
+
+    Returns:
+        None where no sibling lies beside the file.
+    """
+    path = subject.graph.path
+    sibling = path.with_name(FileNames(path.name).unfused)
+    if path.suffix != ".onnx" or not sibling.is_file():
+        return None
+    before = open_file(sibling)
+    if weight_bytes(before) > _LIMIT:
+        return None
+    trial = _Trial(subject.graph, _once(reference.run, case), reference.same_dtype, case)
+    if trial.is_bad(before):
+        stage = "translation" if replace(trial, optimize="none").is_bad(before) else "onnxruntime"
+        return Evidence(Culprit(stage=stage, case=case.name))
+    parting = part(before, subject.model, case.feeds, TOLERANCE)
+    if parting is None:
+        return Evidence(Culprit(stage="onnxruntime", case=case.name))
+    node = parting.node
+    rule = registry.find(str(node.name).rpartition(".")[0])  # rules name their nodes after themselves
+    found = Culprit(
+        stage="that made this node",
+        rule=None if rule is None else rule.code,
+        at=node.name,
+        module_path=node.metadata_props.get(MODULE_KEY),
+        source=node.metadata_props.get(SOURCE_KEY),
+        case=case.name,
+        output=parting.output,
+        error=parting.error,
+    )
+    return Evidence(found, parting)
 
 
 def _evidence(step: Step, before: ir.Model, after: ir.Model, case: Case) -> Evidence:
@@ -126,7 +166,7 @@ class _Trial:
         """Whether the case fails on a model; one that does not load is bad too."""
         try:
             session = open_session(
-                ir.serde.serialize_model(model).SerializeToString(),
+                ir.serde.serialize_model(in_memory(model)).SerializeToString(),
                 self.graph.target,
                 libraries=self.graph.libraries,
                 allow_cpu_fallback=self.graph.allow_cpu_fallback,

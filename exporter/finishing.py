@@ -113,7 +113,7 @@ def finish(
             for name in (names.model, names.unfused)
         )
         parity, latency, evidence, not_run = _measure(written, unfused, fused, options, checks, progress)
-        culprit = None if evidence is None else evidence.write(staging, names)
+        culprit = None if evidence is None else evidence.write(names, staging.write)
         report = make_report(
             command,
             source=source,

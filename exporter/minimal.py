@@ -12,7 +12,7 @@ from ..custom_ops import register
 from ..passes.evaluate import Evaluator
 from ..runtime.compare import relative_error
 
-__all__ = ["Parting", "part"]
+__all__ = ["Parting", "in_memory", "part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ def part(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray], tol
     Returns:
         None where no value that both graphs name differs, as when only onnxruntime's rewriting shows it.
     """
+    before, after = in_memory(before), in_memory(after)
     shared = sorted(_made(before) & _made(after), key=_order(after))
     ours, theirs = _values(after, shared, feeds), _values(before, shared, feeds)
     agreed: dict[str, np.ndarray] = dict(feeds)
@@ -57,9 +58,15 @@ def part(before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray], tol
             agreed[name] = theirs[name]
             continue
         node = _producers(after)[name]
-        model, inputs = _side_by_side(before, after, name, agreed)
+        results = {"before": theirs[name], "after": ours[name]}
+        model, inputs = _side_by_side(before, after, name, agreed, results)
         return Parting(name, node, error, model, {n: agreed[n] for n in inputs})
     return None
+
+
+def in_memory(model: ir.Model) -> ir.Model:
+    """A copy whose weights lie in memory, also those that its source keeps in a file of their own."""
+    return ir.external_data.load_to_model(model.clone())
 
 
 def _made(model: ir.Model) -> set[str]:
@@ -87,9 +94,13 @@ def _values(model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarra
 
 
 def _side_by_side(
-    before: ir.Model, after: ir.Model, output: str, agreed: Mapping[str, np.ndarray]
+    before: ir.Model,
+    after: ir.Model,
+    output: str,
+    agreed: Mapping[str, np.ndarray],
+    results: Mapping[str, np.ndarray],
 ) -> tuple[ir.Model, list[str]]:
-    """One model of two pieces. The inputs are those values of ``agreed`` that a piece needs."""
+    """One model of two pieces, named like ``results``. The inputs are those of ``agreed`` that a piece needs."""
     pieces = {"before": _piece(before, output, agreed), "after": _piece(after, output, agreed)}
     inputs: dict[str, ir.Value] = {}
     nodes, outputs, initializers = [], [], []
@@ -107,7 +118,8 @@ def _side_by_side(
         for node in made:
             node.name = f"{label}/{node.name}"
             _renamed(label, node.outputs)
-        found.name = label
+        found.name, found.type = label, ir.TensorType(ir.DataType.from_numpy(results[label].dtype))
+        found.shape = ir.Shape(results[label].shape)
         nodes += made
         outputs.append(found)
     imports = {**before.graph.opset_imports, **after.graph.opset_imports}

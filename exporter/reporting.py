@@ -95,6 +95,7 @@ def report_on_file(
     *,
     parity: ParityReport | None = None,
     latency: LatencyReport | None = None,
+    culprit: Culprit | None = None,
     stages: Sequence[Stage],
 ) -> Report:
     """The report of a validate or a bench run, which measures a file and writes none."""
@@ -108,6 +109,7 @@ def report_on_file(
         versions=installed(),
         parity=parity,
         latency=latency,
+        culprit=culprit,
         warnings=() if source is None else source.notes,
         not_run={name: f"not part of {command}" for name, found in done.items() if found is None},
         libraries=tuple(Path(library).name for library in subject.graph.libraries),

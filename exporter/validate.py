@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..runtime.feeds import Case
+from ..runtime.files import atomic_write
 from ..runtime.progress import Progress
-from ..runtime.report import Report
+from ..runtime.report import Culprit, Report
 from ..runtime.target import TargetName
-from .against import open_source, open_subject
+from .against import Subject, open_source, open_subject
+from .artifact import FileNames
+from .bisect import compare_files, failing_case
 from .feeding import parity_cases
-from .measuring import measure_parity
+from .measuring import Reference, measure_parity
 from .options import SourceOptions, picked
 from .reporting import report_on_file
 
@@ -56,5 +60,18 @@ def validate(
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
         with open_source(against, subject, bars, options) as source:
             cases = parity_cases(source.specs, traced=source.traced)
-            parity = measure_parity(subject.graph, None, source.reference(), cases, bars)
-        return report_on_file("validate", subject, source, parity=parity, stages=bars.stages)
+            reference = source.reference()
+            parity = measure_parity(subject.graph, None, reference, cases, bars)
+            case = failing_case(parity, cases) if parity.verdict == "fail" else None
+            culprit = None if case is None else _culprit(subject, reference, case, bars)
+        return report_on_file("validate", subject, source, parity=parity, culprit=culprit, stages=bars.stages)
+
+
+def _culprit(subject: Subject, reference: Reference, case: Case, progress: Progress) -> Culprit | None:
+    """Where the file parts from its unfused sibling; the minimal model that shows it is written beside it."""
+    with progress.stage("look for the first wrong node"):
+        evidence = compare_files(subject, reference, case)
+    if evidence is None:
+        return None
+    path = subject.graph.path
+    return evidence.write(FileNames(path.name), lambda name, data: atomic_write(path.with_name(name), data))

@@ -122,6 +122,25 @@ def test_a_wrong_pass_over_the_whole_graph_is_named_with_the_first_wrong_node(so
     assert error > 0.01 and operators == ["Erf", "Tanh"]
 
 
+def test_weights_in_a_file_of_their_own_are_read_too(source, tmp_path, trusting, monkeypatch):
+    big = parser.parse_model(TEXT)
+    onnx.save(big, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.bin", size_threshold=0)
+    monkeypatch.setattr(norms, "RULES", (WrongTanh(),))
+    culprit = deployml.optimize(tmp_path / "apart.onnx", output=tmp_path / "out.onnx").report.culprit
+    assert (culprit.stage, culprit.rule, culprit.at) == ("norms", "TST001", "fourth")
+
+
+def test_validate_names_the_first_node_that_parts_from_the_sibling(source, tmp_path, deployml_command):
+    (tmp_path / "m.unfused.onnx").write_bytes(source.read_bytes())
+    onnx.save(parser.parse_model(TEXT.replace("d = Tanh(c)", "d = Erf(c)")), tmp_path / "m.onnx")
+    ran = deployml_command("validate", tmp_path / "m.onnx", "--against", source)
+    assert ran.status == 1
+    said = " ".join(ran.out.split())
+    assert "at node 'fourth'" in said and "m.bisect.onnx with m.bisect.npz shows it" in said
+    error, operators = shows(tmp_path, "m")
+    assert error > 0.01 and operators == ["Erf", "Tanh"]
+
+
 def test_a_failure_raised_on_request_names_the_step(source, tmp_path, trusting, monkeypatch):
     monkeypatch.setattr(norms, "RULES", (WrongTanh(),))
     with pytest.raises(deployml.VerdictError, match="rule TST001, at node 'fourth'"):

@@ -194,7 +194,9 @@ class Frame:
         """Carry a term from its own view of the scores to (B, N, S, T)."""
         shape = dims(value)
         views = [v for v in term.views if dims(v.outer) != dims(v.inner)]
-        if views and shape is not None:
+        if any((dims(v.outer) or ())[-2:] != (dims(v.inner) or ())[-2:] for v in views):
+            value = self._unsplit(value, views)
+        elif views and shape is not None:
             if all(d == 1 for d in shape[:-2]):
                 return self._squeezed(value, shape)
             if self.rank == 3 and len(dims(views[0].outer) or ()) == 4:
@@ -203,6 +205,25 @@ class Frame:
         if self.five is not None:
             return self.five.mask(self.g, value, self.product.node.outputs[0])
         return self._lifted_mask(value) if self.rank == 3 else value
+
+    def _unsplit(self, value: ir.Value, views: list[View]) -> ir.Value:
+        """A term beside scores whose query and key axes are split (into rows and columns, say), as one beside scores.
+
+        Raises:
+            Declined: "score-layout" unless the split axes have fixed sizes.
+        """
+        outer, inner, shape = dims(views[0].outer), dims(views[-1].inner), dims(value)
+        known = outer is not None and inner is not None and shape is not None and len(views) == 1
+        if not known or outer is None or inner is None or shape is None or outer[0] != inner[0]:
+            raise Declined("score-layout", f"a term beside scores of {outer} does not fit {inner}", at=value)
+        if not all(isinstance(d, int) for d in (*outer[1:], *inner[1:])):
+            raise Declined("score-layout", f"the split axes of {outer} are not all fixed", at=value)
+        g = self.g
+        batch = value.shape[0] if value.shape is not None and len(shape) == len(outer) else 1
+        wide = g.const(np.array([1, *outer[1:]], np.int64))
+        full = g.op("Expand", value, wide, dtype=value.dtype, shape=[batch, *outer[1:]])
+        target = g.const(np.array([-1, *inner[1:]], np.int64))
+        return g.op("Reshape", full, target, dtype=value.dtype, shape=[batch, *inner[1:]])
 
     def _squeezed(self, value: ir.Value, shape: tuple[int | str | None, ...]) -> ir.Value:
         """A term that depends on query and key alone fits every view once its leading ones are gone."""

@@ -113,11 +113,15 @@ class _Walk:
         self.assumptions: set[str] = set()
 
     def up(self, value: ir.Value) -> Product:
+        top = dims(value)
         while True:
             node = value.producer()
             if node is None:
                 raise Declined("no-score-product", f"'{value.name}' is reached before any matrix product", at=value)
             if op_name(node) == "MatMul":
+                found = dims(value)
+                if self.views and (top is None or found is None or top[-2:] != found[-2:]):
+                    raise Declined("score-layout", f"the scores are reshaped from {found} to {top}", at=node)
                 return Product(
                     node=node,
                     scale=self.scale,
@@ -150,7 +154,7 @@ class _Walk:
     def _reshape(self, node: ir.Node) -> ir.Value:
         source, result = _first(node), node.outputs[0]
         inner, outer = dims(source), dims(result)
-        if inner is None or outer is None or len(inner) < 3 or len(outer) < 3 or inner[-2:] != outer[-2:]:
+        if inner is None or outer is None or len(inner) < 3 or len(outer) < 3:
             raise Declined("score-layout", f"the scores are reshaped from {inner} to {outer}", at=node)
         view = View(result, source)
         self.views.append(view)

@@ -12,6 +12,7 @@ from .grid_gather import GridGather
 from .no_op import NoOp
 from .part_of_shape import PartOfShape
 from .reshapes import ReshapeOfReshape
+from .split_axis import SplitAxis
 from .transposes import TransposeOfTranspose
 from .unit_axes import UnitTranspose
 from .unsqueezes import UnsqueezePair
@@ -25,6 +26,7 @@ __all__ = [
     "NoOp",
     "PartOfShape",
     "ReshapeOfReshape",
+    "SplitAxis",
     "TransposeOfTranspose",
     "UnitTranspose",
     "UnsqueezePair",
@@ -42,4 +44,5 @@ RULES: Final[tuple[Rule, ...]] = (
     UnsqueezePair(),
     UnitTranspose(),
     ReshapeOfReshape(),
+    SplitAxis(),
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from . import decoders, encoders, hand_written, seq2seq, speech, torch_modules, vision
+from . import decoders, encoders, hand_unusual, hand_written, seq2seq, speech, torch_modules, vision
 from .entry import Entry
 
 __all__ = ["ZOO", "pairs", "selected"]
 
-_FAMILIES = (encoders, decoders, seq2seq, vision, speech, torch_modules, hand_written)
+_FAMILIES = (encoders, decoders, seq2seq, vision, speech, torch_modules, hand_written, hand_unusual)
 
 #: Name to entry, in the order of the table.
 ZOO: Final[dict[str, Entry]] = {entry.name: entry for family in _FAMILIES for entry in family.ENTRIES}

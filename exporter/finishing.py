@@ -95,7 +95,7 @@ def finish(
     properties = properties_of(target, fused)
     libraries = libraries_of(fused.model, target.name)
     for graph in (fused.model, fused.unfused):
-        stamp(graph, properties=properties, onnxruntime=target.onnxruntime)
+        stamp(graph, properties=properties)
     with reproducible(fused.unfused):
         breach = checker_breach(fused.model)
         if breach is not None:

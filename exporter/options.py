@@ -37,8 +37,10 @@ MIN_ONNXRUNTIME: Final = (1, 22)
 
 #: The opset of a target when none is asked for: 21 loads everywhere, the standard Attention came with 23.
 _DEFAULT_OPSET: Final[dict[TargetName, int]] = {"cpu": 21, "cuda": 21, "rocm": 21, "portable": 23}
-#: The oldest onnxruntime that loads an opset (its release notes).
-_OPSET_SINCE: Final[dict[int, tuple[int, ...]]] = {23: (1, 22)}
+#: The oldest onnxruntime that loads an opset (measured: docs/compatibility.md). Where a target's default is newer than
+#: what the oldest onnxruntime asked for loads, the default is the one that loads everywhere.
+_OPSET_SINCE: Final[dict[int, tuple[int, ...]]] = {23: (1, 23)}
+_ANYWHERE: Final = 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,10 @@ class Options:
                 f"models are made for onnxruntime {_text(MIN_ONNXRUNTIME)} or newer, not {_text(version)}",
                 hint=f"give --min-onnxruntime {_text(MIN_ONNXRUNTIME)} or newer",
             )
-        chosen = self.opset or opset or _DEFAULT_OPSET.get(self.target, MIN_OPSET)
+        default = _DEFAULT_OPSET.get(self.target, MIN_OPSET)
+        if version < _OPSET_SINCE.get(default, version):
+            default = _ANYWHERE
+        chosen = self.opset or opset or default
         if self.opset is not None and not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise InputError(f"opset {self.opset} is not supported", hint=f"choose --opset {MIN_OPSET} to {MAX_OPSET}")
         if version < _OPSET_SINCE.get(chosen, version):

@@ -27,21 +27,11 @@ _SMALL: Final = 1024
 
 #: IR version that came with each opset (onnx's release table). Older ones have no node metadata.
 _IR_VERSIONS: Final[dict[int, int]] = {20: 10, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
-#: The newest IR version that an onnxruntime loads, where that is less than its newest opset came with (measured).
-_LOADS_IR: Final[dict[tuple[int, ...], int]] = {(1, 22): 10}
 
-
-def stamp(model: ir.Model, *, properties: dict[str, str], onnxruntime: tuple[int, ...] = ()) -> None:
-    """Sign a model, in place.
-
-    Args:
-        model: Gets the producer, the IR version for its opset, and the properties.
-        properties: Metadata; written with sorted keys.
-        onnxruntime: The oldest onnxruntime that is to load it.
-    """
+def stamp(model: ir.Model, *, properties: dict[str, str]) -> None:
+    """Sign a model, in place: producer, IR version for its opset, ``properties`` with sorted keys as metadata."""
     opset = model.graph.opset_imports.get("", 0)
-    wanted = max(10, _IR_VERSIONS.get(opset, model.ir_version if opset > max(_IR_VERSIONS) else 10))
-    model.ir_version = min(wanted, _LOADS_IR.get(onnxruntime[:2], wanted))
+    model.ir_version = max(10, _IR_VERSIONS.get(opset, model.ir_version if opset > max(_IR_VERSIONS) else 10))
     model.producer_name = "deployml"
     model.producer_version = properties.get("deployml.version", "")
     for key in sorted(properties):

@@ -16,7 +16,7 @@ from ..runtime.errors import ToolchainError
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
 
-__all__ = ["DOMAIN", "Backend", "available", "library_for", "library_path", "register"]
+__all__ = ["DOMAIN", "Backend", "available", "built_for", "library_for", "library_path", "register"]
 
 #: Domain of every operator of this project.
 DOMAIN: Final = "deployml"
@@ -50,6 +50,11 @@ def library_path(backend: Backend = "cpu") -> Path | None:
 def library_for(target: str) -> Path | None:
     """The library a session for a target registers: that of the GPU where it was built, else that of the CPU."""
     return next((path for backend in _BACKENDS[target] if (path := library_path(backend)) is not None), None)
+
+
+def built_for(target: str) -> bool:
+    """Whether the library with kernels for a target's own provider was built; that of the CPU counts as its own."""
+    return target == "cpu" or any(library_path(backend) is not None for backend in _BACKENDS[target][:1])
 
 
 def available() -> tuple[Backend, ...]:

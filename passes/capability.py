@@ -33,6 +33,7 @@ class Capability:
         op: Qualified operator name.
         target: Target name.
         since: Oldest onnxruntime version the row holds for.
+        until: Newest one, None while it goes on.
         opset: Oldest ai.onnx opset of the model.
         dtypes: Element types with a kernel.
         head_multiple: The head size must be a multiple of this.
@@ -54,6 +55,7 @@ class Capability:
     op: str
     target: str
     since: tuple[int, ...] = (1, 22)
+    until: tuple[int, ...] | None = None
     opset: int = 1
     dtypes: tuple[ir.DataType, ...] = (F32,)
     head_multiple: int = 1
@@ -76,6 +78,18 @@ class Capability:
         return "naive" if facts & set(self.disturbed_by) else self.kernel
 
 
+#: What the own operator takes on a GPU. Its kernels there were compiled and emulated, not run.
+_OWN_ON_GPU = {
+    "dtypes": (F32, F16, BF16),
+    "max_head": 256,
+    "grouped": True,
+    "unequal_value": True,
+    "window": True,
+    "softcap": (1, 22),
+    "sink": True,
+    "weights": True,
+    "kernel": "compiled",
+}
 _STANDARD_KINDS = {"opset": 23, "grouped": True, "unequal_value": True, "softcap": (1, 28)}
 
 TABLE: Final[tuple[Capability, ...]] = (
@@ -148,6 +162,7 @@ TABLE: Final[tuple[Capability, ...]] = (
         disturbed_by=("mask", "bias", "float32", "unequal_value"),
         **_STANDARD_KINDS,
     ),
+    Capability(op=OWN, target="cuda", **_OWN_ON_GPU),
     Capability(op=LINEAR, target="cuda", dtypes=(F32, F16, BF16), since=(1, 31), kernel="recurrence"),
     Capability(
         op=GQA,
@@ -161,10 +176,13 @@ TABLE: Final[tuple[Capability, ...]] = (
         kernel="compiled",
     ),
     Capability(op=MHA, target="rocm", dtypes=(F32, F16), padding_mask=True, kernel="compiled"),
+    # The ROCm provider, which claims own operators by their kernels, went after onnxruntime 1.22.
+    Capability(op=OWN, target="rocm", until=(1, 22), **_OWN_ON_GPU),
     Capability(op=STANDARD, target="portable", dtypes=(F32, F16, BF16), since=(1, 23), **_STANDARD_KINDS),
 )
 
 
 def capability(op: str, target: str, version: tuple[int, ...]) -> Capability | None:
     """The row for an operator on a target at an onnxruntime version, or None when there is none."""
-    return next((c for c in TABLE if c.op == op and c.target == target and c.since <= version), None)
+    rows = (c for c in TABLE if c.op == op and c.target == target and c.since <= version)
+    return next((c for c in rows if c.until is None or version[: len(c.until)] <= c.until), None)

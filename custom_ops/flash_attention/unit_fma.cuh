@@ -31,12 +31,11 @@ struct FmaUnit {
   static DEPLOYML_DEVICE float across(float x, int step) { return gpu::shuffle_xor<kWarp>(x, 1 << step); }
 
   DEPLOYML_DEVICE void load_query(char* shared, const T* const (&rows)[kLaneRows], int dim, bool chunks) {
-    query = shared;
+    query = shared;  // read after the block's next barrier
 #pragma unroll
     for (int slot = 0; slot < kLaneRows; ++slot)
       for (int c = lane() % 4; c < Layout::kChunks; c += 4)
         gpu::shared_store(shared + Layout::offset(row(slot), c), load_chunk(rows[slot], c * kRun, dim, chunks));
-    gpu::sync_warp();
   }
 
   DEPLOYML_DEVICE void multiply_keys(float (&s)[kLaneRows][kTile / 4], const char* keys) {

@@ -35,13 +35,12 @@ struct MmaUnit {
   DEPLOYML_DEVICE void load_query(char* shared, const T* const (&rows)[kLaneRows], int dim, bool chunks) {
     const int t = lane() % 4;
     if constexpr (kQueryInShared) {
-      query = shared;
+      query = shared;  // read after the block's next barrier
 #pragma unroll
       for (int slot = 0; slot < kLaneRows; ++slot)
         for (int c = t; c < Layout::kChunks; c += 4)
           gpu::shared_store(query + Layout::offset(row(slot), c),
                             load_chunk(rows[slot], c * Layout::kElements, dim, chunks));
-      gpu::sync_warp();
     } else {
 #pragma unroll
       for (int k = 0; k < kDim / 16; ++k)

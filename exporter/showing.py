@@ -83,7 +83,8 @@ def _show_diagnosis(found: Diagnosis, out: Console) -> None:
 def _show_kernels(found: Kernels, out: Console) -> None:
     _line(out, f"operators of the domain '{found.domain}'", style="bold")
     for backend, path in found.libraries.items():
-        out.print(f"  {backend:<5} {path or 'not built'}", markup=False, highlight=False, soft_wrap=True)
+        note = "" if path is None or backend == "cpu" else " (compiled, not run)"
+        out.print(f"  {backend:<5} {path or 'not built'}{note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_package(made: Package, out: Console) -> None:

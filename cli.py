@@ -165,6 +165,7 @@ def validate(
     against: Annotated[str, typer.Option("--against", metavar="SOURCE", help="What it was made from.")],
     *,
     target: Runs = "cpu",
+    data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Your own inputs, .npz or .pt.")] = None,
     opening: Opening,
     allow_cpu_fallback: CpuFallback = False,
     json: Json = False,
@@ -172,7 +173,7 @@ def validate(
     """Compare an ONNX file with its source over a grid of shapes and masks."""
     from .exporter.validate import validate as run
 
-    where = {"target": target, "allow_cpu_fallback": allow_cpu_fallback}
+    where = {"target": target, "allow_cpu_fallback": allow_cpu_fallback, "data": data}
     _finish(run(model, against=against, **where, **keywords(opening), progress=not json), json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .bisect import compare_files, failing_case
 from .feeding import parity_cases
 from .measuring import Reference, measure_parity
 from .options import SourceOptions, picked
+from .own_data import own_cases
 from .reporting import report_on_file
 
 __all__ = ["validate"]
@@ -33,6 +34,7 @@ def validate(
     trust_pickle: bool = False,
     allow_globals: Sequence[str] = (),
     allow_cpu_fallback: bool = False,
+    data: str | Path | Iterable[Mapping[str, Any]] | None = None,
     progress: bool | Progress = False,
 ) -> Report:
     """Compare an ONNX file with what it was made from.
@@ -47,6 +49,8 @@ def validate(
         trust_pickle: Run whatever a pickled file asks for.
         allow_globals: Dotted names a pickled file may use.
         allow_cpu_fallback: Accept a session on the CPU where the target's provider does not come up.
+        data: Compare on these inputs instead of a grid of our own: a folder of ``.npz`` or ``.pt`` files, one set of
+            inputs each, or mappings from input names to arrays, as a generator yields them.
         progress: Show bars on stderr; or a :class:`Progress` to use.
 
     Returns:
@@ -59,7 +63,8 @@ def validate(
     with Progress.of(progress) as bars:
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
         with open_source(against, subject, bars, options) as source:
-            cases = parity_cases(source.specs, traced=source.traced)
+            own = None if data is None else own_cases(data, source.specs)
+            cases = own or parity_cases(source.specs, traced=source.traced)
             reference = source.reference()
             parity = measure_parity(subject.graph, None, reference, cases, bars)
             case = failing_case(parity, cases) if parity.verdict == "fail" else None

@@ -31,11 +31,23 @@ def fires(
     constants: str = "",
     opset: int = 20,
     times: int = 1,
+    onnxruntime: tuple[int, ...] = (1, 31),
 ) -> Example:
     """An example on which a rule applies ``times`` times and leaves the operators named in ``emits``."""
-    return Example(text=graph_text(inputs, outputs, body, constants=constants, opset=opset), fires=times, emits=emits)
+    text = graph_text(inputs, outputs, body, constants=constants, opset=opset)
+    return Example(text=text, fires=times, emits=emits, onnxruntime=onnxruntime)
 
 
-def declines(inputs: str, outputs: str, body: str, *, because: str, constants: str = "", opset: int = 20) -> Example:
+def declines(
+    inputs: str,
+    outputs: str,
+    body: str,
+    *,
+    because: str,
+    constants: str = "",
+    opset: int = 20,
+    onnxruntime: tuple[int, ...] = (1, 31),
+) -> Example:
     """An example that a rule refuses with this reason."""
-    return Example(text=graph_text(inputs, outputs, body, constants=constants, opset=opset), because=because)
+    text = graph_text(inputs, outputs, body, constants=constants, opset=opset)
+    return Example(text=text, because=because, onnxruntime=onnxruntime)

@@ -15,6 +15,7 @@ from .. import custom_ops
 from ..runtime.report import PassRecord
 from ..runtime.target import Target
 from . import activations, attention, canonical, layout, norms, recurrence, rotary
+from .bodies import add_bodies
 from .cleanup import deduplicate, fold, infer_shapes, pack_weights, simplify
 from .engine import Engine
 from .evaluate import Evaluator
@@ -91,6 +92,7 @@ def run(
         if options.fuse_attention:  # transposes meet before and after: recognition reads through few of them
             engine.run("recognise-attention", (*layout.RULES, *attention.RECOGNISE, *layout.RULES))
         engine.run("norms", norms.RULES)
+        add_bodies(model)
         engine.run("rotary", rotary.RULES)
     with hook("lower"):
         if options.fuse_attention:

@@ -103,12 +103,14 @@ class Example:
         fires: How often the rule must apply.
         because: The reason code it must decline with, when it must not apply.
         emits: Operator name to count in the result.
+        onnxruntime: Version the target asks for.
     """
 
     text: str
     fires: int = 0
     because: str | None = None
     emits: dict[str, int] | None = None
+    onnxruntime: tuple[int, ...] = (1, 31)
 
 
 class Rule(abc.ABC):

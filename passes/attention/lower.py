@@ -13,6 +13,7 @@ from ...runtime.report import Decline, PassRecord
 from ...runtime.report import Site as SiteRecord
 from ...runtime.target import Target
 from .. import canonical
+from ..bodies import add_bodies
 from ..capability import capability
 from ..engine import Engine
 from ..graph import assumed, op_name
@@ -20,7 +21,7 @@ from ..rule import Declined, Rule
 from .between import softmaxes
 from .group_query import GroupQuery
 from .multi_head import MultiHead
-from .own import OwnAttention, add_bodies
+from .own import OwnAttention
 from .site import describe, study
 from .standard import Standard
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...custom_ops import DOMAIN, library_path
-from ...custom_ops.flash_attention import NAME, Attributes, Signature, add_function
+from ...custom_ops.flash_attention import NAME, Attributes, Signature
 from ..graph import Builder
 from ..masks import Always, Causal, KeyPadding
 from ..rule import Context, Declined, Replacement, Rule, Safety
@@ -18,7 +18,7 @@ from .inputs import fold_heads, keep_flags, split_heads
 from .relative import RelativeTable, relative_table
 from .site import Site, require, study
 
-__all__ = ["OWN", "OwnAttention", "add_bodies"]
+__all__ = ["OWN", "OwnAttention"]
 
 OWN = f"{DOMAIN}::{NAME}"
 
@@ -191,10 +191,3 @@ def _weights_shape(site: Site) -> ir.Shape:
     query, key = site.node.query.shape, site.node.key.shape
     assert query is not None and key is not None
     return ir.Shape([query[0], site.heads, query[2], key[2]])
-
-
-def add_bodies(model: ir.Model) -> None:
-    """Give the model the function body of every own attention it uses."""
-    for op_type in sorted({n.op_type for n in model.graph.all_nodes() if n.domain == DOMAIN}):
-        if op_type.split("_")[0] == NAME:
-            add_function(model, Signature.of(op_type))

@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 
 import onnx_ir as ir
 
+from ...custom_ops import DOMAIN
+from ...custom_ops.skip_normalization import signatures
 from ..graph import attribute
 from ..look import axes_of
 from ..symbols import same_dim
@@ -226,13 +228,14 @@ SHAPES: Final = table(
             _same,
         ),
         ("com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization", _same),
+        (" ".join(f"{DOMAIN}::{s.op_type}" for s in signatures()), _same),
         (
             "com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu",
             _same,
         ),
         ("com.microsoft::RotaryEmbedding com.microsoft::MultiHeadAttention", _same),
         (
-            "Add Sub Mul Div Pow Where Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Min Max Mod",
+            "Add Sum Sub Mul Div Pow Where Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Min Max Mod",
             _broadcast,
         ),
         ("MatMul", _matmul),

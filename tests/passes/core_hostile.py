@@ -34,9 +34,7 @@ def duplicated_inputs(model: ir.Model, rule: Rule) -> None:
 
 def constants_given(model: ir.Model, rule: Rule) -> None:
     """Float initializers become inputs of the graph."""
-    held = [
-        v for v in model.graph.initializers.values() if v.dtype is not None and v.dtype.is_floating_point()
-    ]
+    held = [v for v in model.graph.initializers.values() if v.dtype is not None and v.dtype.is_floating_point()]
     if not held:
         raise Unfit("no float constants")
     for value in held:
@@ -55,9 +53,7 @@ def constants_overridable(model: ir.Model, rule: Rule) -> None:
 def everything_is_an_output(model: ir.Model, rule: Rule) -> None:
     """Each intermediate value is an output of the graph."""
     known = {id(v) for v in model.graph.outputs}
-    middle = [
-        o for n in model.graph for o in n.outputs if id(o) not in known and o.name and o.shape is not None
-    ]
+    middle = [o for n in model.graph for o in n.outputs if id(o) not in known and o.name and o.shape is not None]
     if not middle:
         raise Unfit("nothing in the middle")
     model.graph.outputs.extend(middle)
@@ -67,9 +63,7 @@ def one_in_the_middle_is_an_output(model: ir.Model, rule: Rule) -> None:
     """The value right above the last node is an output of the graph."""
     known = {id(v) for v in model.graph.outputs}
     nodes = list(model.graph)
-    feeders = [
-        v for v in nodes[-1].inputs if v is not None and v.producer() is not None and id(v) not in known
-    ]
+    feeders = [v for v in nodes[-1].inputs if v is not None and v.producer() is not None and id(v) not in known]
     if not feeders or feeders[0].shape is None:
         raise Unfit("nothing in the middle")
     model.graph.outputs.append(feeders[0])
@@ -207,9 +201,7 @@ def _retype(model: ir.Model, old: ir.DataType, new: ir.DataType) -> None:
                     )
                 elif attr.name == "value_float":
                     node.attributes.pop("value_float")
-                    node.attributes["value"] = ir.AttrTensor(
-                        "value", ir.tensor(np.asarray(attr.value, new.numpy()))
-                    )
+                    node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.asarray(attr.value, new.numpy())))
     values = [
         *graph.inputs,
         *graph.outputs,

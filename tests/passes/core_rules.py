@@ -18,9 +18,7 @@ __all__ = ["WRONG", "WrongRule", "masked_call", "rebuilt"]
 OP = f"{canonical.DOMAIN}::{canonical.NAME}"
 
 
-def rebuilt(
-    node: ir.Node, g: Builder, inputs: dict[int, ir.Value | None] | None = None, **changes: Any
-) -> Replacement:
+def rebuilt(node: ir.Node, g: Builder, inputs: dict[int, ir.Value | None] | None = None, **changes: Any) -> Replacement:
     """The same call under a new name, with some inputs and attributes changed."""
     given = [(inputs or {}).get(n, v) for n, v in enumerate(node.inputs)]
     attributes = {a.name: a.value for a in node.attributes.values()} | changes
@@ -88,9 +86,7 @@ WRONG: dict[str, Callable[[ir.Node, Builder], Replacement]] = {
     "fewer-keys": _fewer_keys,
     "one-batch": _one_batch,
     "dtype": _around(lambda g, v: g.op("Cast", v, to=ir.DataType.DOUBLE, dtype=ir.DataType.DOUBLE)),
-    "half": _around(
-        lambda g, v: g.op("Cast", g.op("Cast", v, to=10, dtype=ir.DataType.FLOAT16), to=1, dtype=v.dtype)
-    ),
+    "half": _around(lambda g, v: g.op("Cast", g.op("Cast", v, to=10, dtype=ir.DataType.FLOAT16), to=1, dtype=v.dtype)),
     "shape": _around(lambda g, v: g.op("Transpose", v, perm=[0, 1, 3, 2])),
     "rank": _around(lambda g, v: g.op("Unsqueeze", v, g.const(np.array([0], np.int64)))),
     "zeros": _around(_zeros),

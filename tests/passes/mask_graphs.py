@@ -85,9 +85,7 @@ class Graph:
         """Append an initializer."""
         tensor = ir.tensor(np.asarray(array, dtype))
         name = f"c{len(self.constants)}"
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-        )
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
         self.constants.append(value)
         return value
 
@@ -129,9 +127,7 @@ class Graph:
         return ir.Model(graph, ir_version=9)
 
 
-def _dtype(
-    op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, object]
-) -> ir.DataType | None:
+def _dtype(op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, object]) -> ir.DataType | None:
     if op_type in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Not", "And", "Or", "Xor"):
         return D.BOOL
     if op_type == "Cast":
@@ -236,9 +232,7 @@ def run(
         if facts.assumes_binary:
             given["mask"] = (given["mask"] != 0).astype(np.int64)
             given["weights"] = (given["weights"] != 0).astype(np.float32)
-        results.append(
-            (sizes, {**initial, **given, **dict(zip(names, session.run(names, given), strict=True))})
-        )
+        results.append((sizes, {**initial, **given, **dict(zip(names, session.run(names, given), strict=True))}))
     return results
 
 
@@ -435,9 +429,7 @@ class Draw:
     def gathered(self) -> ir.Value:
         """mask[batch_index, key_index] through GatherND, as vmapped index functions write it."""
         g = self.g
-        batch = g.op(
-            "Range", g.const(0), g.op("Gather", g.op("Shape", g.inputs["mask"]), g.const(0)), g.const(1)
-        )
+        batch = g.op("Range", g.const(0), g.op("Gather", g.op("Shape", g.inputs["mask"]), g.const(0)), g.const(1))
         batch, key = g.unsqueeze(batch, 1, 2, 3), g.unsqueeze(g.arange("key"), 0, 1, 2)
         shape = g.op("Shape", g.op("Max", batch, key))
         parts = [g.unsqueeze(g.op("Expand", v, shape), -1) for v in (batch, key)]
@@ -451,9 +443,7 @@ class Draw:
         if rng.random() < 0.4:
             array = np.logical_xor(array, np.tril(array, -rng.choice([1, 2, 3]))).astype(np.float64)
         if rng.random() < 0.2:
-            array = np.asarray(
-                np.random.default_rng(rng.randrange(99)).random((BUFFER, BUFFER)) < 0.5, np.float64
-            )
+            array = np.asarray(np.random.default_rng(rng.randrange(99)).random((BUFFER, BUFFER)) < 0.5, np.float64)
         stored = g.const(array[None, None], rng.choice([np.bool_, np.float32, np.int64]))
         begin = g.const([0]) if rng.random() < 0.6 else g.op("Sub", g.vector("key"), g.vector("query"))
         end = g.vector("query") if begin in g.constants else g.vector("key")
@@ -473,11 +463,7 @@ class Draw:
         g, rng = self.g, self.rng
         shape = g.op("Concat", g.vector("query"), g.vector("key"), axis=0)
         ones = g.op("ConstantOfShape", shape, value=ir.tensor(np.array([1], np.float32)))
-        k = (
-            g.const(rng.choice([0, 1, -1, 2]))
-            if rng.random() < 0.7
-            else g.op("Sub", g.size("key"), g.size("query"))
-        )
+        k = g.const(rng.choice([0, 1, -1, 2])) if rng.random() < 0.7 else g.op("Sub", g.size("key"), g.size("query"))
         cut = g.op("Trilu", ones, k, upper=rng.randrange(2))
         return (
             g.op("Equal", cut, g.const(rng.choice([0.0, 1.0]), np.float32))
@@ -495,9 +481,7 @@ class Draw:
         if kind == 1:
             return g.op("LessOrEqual", g.j(), rows)
         if kind == 2:
-            return g.op(
-                "Or", g.op("LessOrEqual", g.j(), g.i()), g.op("Less", g.j(), g.const(rng.choice([2, 3])))
-            )
+            return g.op("Or", g.op("LessOrEqual", g.j(), g.i()), g.op("Less", g.j(), g.const(rng.choice([2, 3]))))
         if kind == 3:
             stored = g.const(np.tril(np.ones((BUFFER, BUFFER))), np.bool_)
             picked = g.op("Gather", stored, g.inputs["rows"], axis=0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from deployml import custom_ops
 from deployml.passes.cleanup import infer_shapes
 from deployml.passes.engine import Engine
 from deployml.passes.evaluate import Evaluator
@@ -26,11 +27,19 @@ def parsed(inputs: str, results: str, body: str, *, constants: str = "", opset: 
     return model
 
 
-def rewrite(model: ir.Model, rules: Sequence[Rule], target: TargetName = "cpu") -> Journal:
+def rewrite(
+    model: ir.Model,
+    rules: Sequence[Rule],
+    target: TargetName = "cpu",
+    *,
+    onnxruntime: tuple[int, ...] = (1, 31),
+    disabled: Sequence[str] = (),
+) -> Journal:
     """Run rules to their fixed point, in place, every rewrite proven."""
     journal = Journal()
-    context = Context(model, Target(name=target, onnxruntime=(1, 31), opset=model.graph.opset_imports[""]))
-    Engine(context, Prover(model, Evaluator()), journal).run("test", rules)
+    context = Context(model, Target(name=target, onnxruntime=onnxruntime, opset=model.graph.opset_imports[""]))
+    prover = Prover(model, Evaluator(custom_ops.register))
+    Engine(context, prover, journal, disabled=tuple(disabled)).run("test", rules)
     assert not [d for d in journal.declines if d.rolled_back]
     return journal
 
@@ -42,4 +51,4 @@ def declined(journal: Journal) -> list[str]:
 
 def outputs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """What a model computes, nothing optimised."""
-    return Evaluator().prepare(model)(feeds)
+    return Evaluator(custom_ops.register).prepare(model)(feeds)

@@ -55,8 +55,8 @@ def plain(model: ir.Model) -> ir.Model:
     return copy
 
 
-def apply(rule: Rule, model: ir.Model) -> tuple[int, Journal]:
-    target = Target(name="cpu", onnxruntime=(1, 31), opset=model.graph.opset_imports[""])
+def apply(rule: Rule, model: ir.Model, example: Example) -> tuple[int, Journal]:
+    target = Target(name="cpu", onnxruntime=example.onnxruntime, opset=model.graph.opset_imports[""])
     journal = Journal()
     fired = Engine(Context(model, target), Prover(model, evaluator()), journal).run("contract", [rule])
     return fired, journal
@@ -89,7 +89,7 @@ def test_codes_and_names_are_unique() -> None:
 @pytest.mark.parametrize(("rule", "example"), cases(fires=True))
 def test_an_example_fires_as_often_as_it_says(rule: Rule, example: Example) -> None:
     model = load(example)
-    fired, journal = apply(rule, model)
+    fired, journal = apply(rule, model, example)
     assert fired == example.fires, [(d.reason, d.detail) for d in journal.declines]
     counts = census(model)
     for op, count in (example.emits or {}).items():
@@ -100,8 +100,8 @@ def test_an_example_fires_as_often_as_it_says(rule: Rule, example: Example) -> N
 @pytest.mark.parametrize(("rule", "example"), cases(fires=True))
 def test_a_rule_finds_nothing_in_its_own_result(rule: Rule, example: Example) -> None:
     model = load(example)
-    apply(rule, model)
-    again, _ = apply(rule, model)
+    apply(rule, model, example)
+    again, _ = apply(rule, model, example)
     assert again == 0
 
 
@@ -109,7 +109,7 @@ def test_a_rule_finds_nothing_in_its_own_result(rule: Rule, example: Example) ->
 def test_an_example_declines_with_its_reason_and_stays_as_it_was(rule: Rule, example: Example) -> None:
     model = load(example)
     before = census(model)
-    fired, journal = apply(rule, model)
+    fired, journal = apply(rule, model, example)
     assert fired == 0
     assert census(model) == before
     reasons = [d.reason for d in journal.declines]
@@ -119,7 +119,7 @@ def test_an_example_declines_with_its_reason_and_stays_as_it_was(rule: Rule, exa
 @pytest.mark.parametrize(("rule", "example"), cases(fires=True))
 def test_the_result_is_a_valid_graph_with_the_same_interface(rule: Rule, example: Example) -> None:
     original, model = load(example), load(example)
-    apply(rule, model)
+    apply(rule, model, example)
     names = [v.name for v in (*model.graph.inputs, *model.graph.initializers.values())]
     names += [o.name for n in model.graph for o in n.outputs if o.name]
     assert len(names) == len(set(names))
@@ -138,7 +138,7 @@ def test_the_result_is_a_valid_graph_with_the_same_interface(rule: Rule, example
 @pytest.mark.parametrize(("rule", "example"), cases(fires=True))
 def test_the_result_computes_the_same(rule: Rule, example: Example, sizes: tuple[int, ...]) -> None:
     original, model = load(example), load(example)
-    _, journal = apply(rule, model)
+    _, journal = apply(rule, model, example)
     inputs = list(original.graph.inputs)
     feeds = dict(
         zip(

@@ -103,9 +103,7 @@ def test_lower_right_rows_before_the_first_key_are_empty() -> None:
 
 def test_every_feature_is_seen_by_the_comparison() -> None:
     """Leaving any one thing out moves the result by far more than what the tests above grant."""
-    whole = Call(
-        kv_heads=2, mask="B,1,S,T", bias="1,4,S,T", sink=True, softcap=2.0, scale=1.5, causal="upper_left"
-    )
+    whole = Call(kv_heads=2, mask="B,1,S,T", bias="1,4,S,T", sink=True, softcap=2.0, scale=1.5, causal="upper_left")
     model = call_model(whole)
     given = feeds(model)
     exact, _ = attention(whole, given)

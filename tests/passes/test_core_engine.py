@@ -222,9 +222,7 @@ def test_two_processes_make_the_same_bytes(tmp_path: Path) -> None:
         (place / "model.txt").write_text(hand_written(mask="B,1,S,T", bias="1,4,S,T"))
         environment = os.environ | {"PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", SCRIPT, "model.txt"]
-        done = subprocess.run(
-            command, cwd=place, env=environment, capture_output=True, timeout=300, check=True
-        )
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, timeout=300, check=True)
         made.append(done.stdout)
     assert made[0] == made[1]
     assert b"FlashAttention" in made[0] or b"MultiHeadAttention" in made[0]

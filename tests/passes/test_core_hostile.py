@@ -32,9 +32,7 @@ def cases() -> Iterator[Any]:
         for number, example in enumerate([*firing, *refusing]):
             marks = [pytest.mark.slow] if number else []  # one example a rule in the everyday run
             for change in HOSTILE:
-                yield pytest.param(
-                    rule, example, change, id=f"{rule.code}-{number}-{change.__name__}", marks=marks
-                )
+                yield pytest.param(rule, example, change, id=f"{rule.code}-{number}-{change.__name__}", marks=marks)
 
 
 def loaded(model: ir.Model) -> Callable[[Any], list[np.ndarray]] | None:

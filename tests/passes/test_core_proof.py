@@ -137,9 +137,7 @@ def test_plain_sites_are_proven_sharply(call: Call) -> None:
 def test_exact_means_bit_equal() -> None:
     def tiny(node: ir.Node, g: Builder) -> Replacement:
         made = rebuilt(node, g)
-        return Replacement(
-            old=made.old, new=[g.op("Mul", made.new[0], g.scalar(1 + 2**-23, like=node.inputs[0]))]
-        )
+        return Replacement(old=made.old, new=[g.op("Mul", made.new[0], g.scalar(1 + 2**-23, like=node.inputs[0]))])
 
     model = call_model(Call())
     before = serialized(model)
@@ -226,9 +224,7 @@ g (float[B,4,S,16] x) => (float[B,4,S,16] y) <float[16] b = {{{zeros}}}> {{
     model = model_of(text)
     given = feeds(model)
     before = serialized(model)
-    assert np.array_equal(
-        run(model, given)[0], run(model_of(text.replace("(x, x, v)", "(x, x, x)")), given)[0]
-    )
+    assert np.array_equal(run(model, given)[0], run(model_of(text.replace("(x, x, v)", "(x, x, x)")), given)[0])
     journal = applied(model, WrongRule(dropped))
     assert [d.reason for d in journal.declines] == ["not-equal"]
     assert serialized(model) == before

@@ -280,9 +280,7 @@ def test_an_axis_that_might_be_broadcast_proves_nothing() -> None:
     """A mask of an unrelated size may have one row for all queries."""
     value = ir.Value(name="u", type=ir.TensorType(D.FLOAT), shape=ir.Shape(["U", "V"]))
     shape = ir.node("Shape", [value])
-    ones = ir.node(
-        "ConstantOfShape", [shape.outputs[0]], attributes={"value": ir.tensor(np.array([1], np.int64))}
-    )
+    ones = ir.node("ConstantOfShape", [shape.outputs[0]], attributes={"value": ir.tensor(np.array([1], np.int64))})
     cut = ir.node("Trilu", [ones.outputs[0]], attributes={"upper": 0})
     mask = ir.node("Cast", [cut.outputs[0]], attributes={"to": int(D.BOOL)})
     unrelated = analyse(mask.outputs[0], query_dim="S", key_dim="T")

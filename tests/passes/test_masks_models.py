@@ -31,9 +31,7 @@ def _bert() -> Any:
 
 
 def _mistral() -> Any:
-    return transformers.MistralModel(
-        transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=3)
-    )
+    return transformers.MistralModel(transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=3))
 
 
 def _llama() -> Any:
@@ -63,9 +61,7 @@ def _bloom() -> Any:
 
 def _mpt() -> Any:
     return transformers.MptModel(
-        transformers.MptConfig(
-            vocab_size=99, d_model=32, n_layers=1, n_heads=4, max_seq_len=64, use_cache=False
-        )
+        transformers.MptConfig(vocab_size=99, d_model=32, n_layers=1, n_heads=4, max_seq_len=64, use_cache=False)
     )
 
 
@@ -166,9 +162,7 @@ def _check(name: str, build: Callable[[], Any], expected: list[list[str]], atten
 
 
 @pytest.mark.parametrize(("name", "build", "expected"), EVERYDAY, ids=[e[0] for e in EVERYDAY])
-def test_masks_of_models_are_read_in_full(
-    name: str, build: Callable[[], Any], expected: list[list[str]]
-) -> None:
+def test_masks_of_models_are_read_in_full(name: str, build: Callable[[], Any], expected: list[list[str]]) -> None:
     _check(name, build, expected, "eager")
 
 

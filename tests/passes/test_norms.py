@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from deployml.passes import norms
@@ -12,8 +15,17 @@ from .rewriting import declined, outputs, parsed, rewrite
 
 SKIP_RMS = "com.microsoft::SkipSimplifiedLayerNormalization"
 SKIP_LN = "com.microsoft::SkipLayerNormalization"
+OWN = "deployml::SkipNormalization"
 ROW = "float[8] w = {0.5, -1.5, 2, 0.25, 3, -0.75, 1.25, 4}"
 RMS = "p = Pow (h, two) m = ReduceMean <keepdims = 1> (p, last) a = Add (m, eps) r = Sqrt (a) n = Div (h, r) "
+#: Version, rules switched off, what ``t = x + k; LayerNormalization(t)`` becomes.
+FORMS = [
+    ((1, 31), (), {f"{OWN}_sum": 1}),
+    ((1, 26), (), {f"{OWN}_sum": 1}),
+    ((1, 29), ("NRM006",), {SKIP_LN: 1}),
+    ((1, 30), ("NRM006",), {"Sum": 1, "LayerNormalization": 1}),
+    ((1, 30), ("NRM006", "NRM007"), {"Add": 1, "LayerNormalization": 1}),
+]
 ENDS = f"float two = {{2}}, int64[1] last = {{-1}}, {ROW}, "
 
 
@@ -54,7 +66,7 @@ def test_two_norms_of_one_sum_add_once() -> None:
         constants=f"{ROW}, float[8] v = {{1, 2, 3, 4, 5, 6, 7, 8}}",
     )
     rewrite(model, norms.RULES)
-    assert census(model) == {"SimplifiedLayerNormalization": 1, SKIP_RMS: 1}
+    assert census(model) == {"SimplifiedLayerNormalization": 1, f"{OWN}_rms_sum": 1}
 
 
 def test_a_bias_that_is_read_elsewhere_stays_outside() -> None:
@@ -65,19 +77,19 @@ def test_a_bias_that_is_read_elsewhere_stays_outside() -> None:
         constants=ROW,
     )
     rewrite(model, norms.RULES)
-    assert census(model) == {"Add": 1, "Neg": 1, SKIP_LN: 1}
-    assert len(next(n for n in model.graph if n.op_type == "SkipLayerNormalization").inputs) == 3
+    assert census(model) == {"Add": 1, "Neg": 1, OWN: 1}
 
 
-def test_the_sum_becomes_the_fourth_output_and_keeps_its_name() -> None:
+@pytest.mark.parametrize(("onnxruntime", "disabled", "op"), FORMS)
+def test_the_sum_becomes_an_output_and_keeps_its_name(onnxruntime, disabled, op) -> None:
     text = (
         "float[B,S,8] x, float[B,S,8] k",
         "float[B,S,8] y, float[B,S,8] t",
         "t = Add (x, k) y = LayerNormalization <axis = -1> (t, w)",
     )
     plain, model = parsed(*text, constants=ROW), parsed(*text, constants=ROW)
-    rewrite(model, norms.RULES)
-    assert census(model) == {SKIP_LN: 1}
+    rewrite(model, norms.RULES, onnxruntime=onnxruntime, disabled=disabled)
+    assert census(model) == op
     assert [v.name for v in model.graph.outputs] == ["y", "t"]
     feeds = {n: np.random.default_rng(3).standard_normal((3, 5, 8)).astype(np.float32) for n in "xk"}
     for old, new in zip(outputs(plain, feeds), outputs(model, feeds), strict=True):
@@ -105,3 +117,45 @@ def test_the_portable_target_gets_standard_operators_only() -> None:
     journal = rewrite(old, norms.RULES, "portable")
     assert census(new) == {"RMSNormalization": 1}
     assert declined(journal) == ["opset"]
+
+
+def test_without_the_library_the_plain_form_stays_plain_in_onnxruntime(monkeypatch, tmp_path) -> None:
+    """onnxruntime's optimizer makes its slow fused operator of Add and LayerNormalization, and none of Sum."""
+    monkeypatch.setattr("deployml.passes.residual.library_path", lambda backend: None)
+    monkeypatch.setattr("deployml.passes.norms.own_skip_norm.library_path", lambda backend: None)
+    model = parsed(
+        "float[B,S,8] x, float[B,S,8] k",
+        "float[B,S,8] y",
+        "b = Add (x, w) t = Add (b, k) y = LayerNormalization <axis = -1> (t, w)",
+        constants=ROW,
+    )
+    journal = rewrite(model, norms.RULES)
+    assert declined(journal) == ["no-library", "slower"]
+    assert census(model) == {"Sum": 1, "LayerNormalization": 1}
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node] == ["Sum", "LayerNormalization"]
+
+
+@pytest.mark.parametrize("target", ["cuda", "rocm"])
+def test_gpu_targets_keep_the_fused_operator(target) -> None:
+    model = parsed(
+        "float[B,S,8] x, float[B,S,8] k",
+        "float[B,S,8] y",
+        "t = Add (x, k) y = SimplifiedLayerNormalization <axis = -1> (t, w)",
+        constants=ROW,
+    )
+    rewrite(model, norms.RULES, target)
+    assert census(model) == {SKIP_RMS: 1}
+
+
+def test_a_written_out_sum_of_an_earlier_export_becomes_the_own_operator() -> None:
+    model = parsed(
+        "float[B,S,8] x, float[B,S,8] k",
+        "float[B,S,8] y",
+        "t = Sum (k, w, x) y = LayerNormalization <axis = -1> (t, w, w)",
+        constants=ROW,
+    )
+    rewrite(model, norms.RULES)
+    assert census(model) == {f"{OWN}_shift_bias": 1}

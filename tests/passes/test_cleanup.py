@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from deployml.passes import norms
+from deployml.passes.bodies import add_bodies
 from deployml.passes.cleanup import deduplicate, fold, infer_shapes, simplify
 from deployml.passes.example_text import graph_text
-from deployml.passes.graph import census, dims
+from deployml.passes.graph import census, dims, op_name
 
 from .rewriting import outputs, parsed, rewrite
 
@@ -78,7 +80,11 @@ def test_equal_nodes_and_constants_become_one() -> None:
     assert np.array_equal(outputs(model, {"x": np.ones((2, 8), np.float32)})[0], np.full((2, 8), 4, np.float32))
 
 
-def test_onnxsim_keeps_fused_nodes_origin_and_shapes() -> None:
+@pytest.mark.parametrize(
+    ("op", "disabled"),
+    [("com.microsoft::SkipLayerNormalization", ("NRM006",)), ("deployml::SkipNormalization", ())],
+)
+def test_onnxsim_keeps_fused_nodes_origin_and_shapes(op: str, disabled: tuple[str, ...]) -> None:
     model = parsed(
         "float[B,S,8] x, float[B,S,8] k",
         "float[B,S,8] y",
@@ -86,14 +92,15 @@ def test_onnxsim_keeps_fused_nodes_origin_and_shapes() -> None:
         "y = Neg (o)",
         constants="float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}, int64[3] one = {0, 0, -1}, int64[3] two = {0, 0, 8}",
     )
-    rewrite(model, norms.RULES)
-    fused = next(n for n in model.graph if n.op_type == "SkipLayerNormalization")
+    rewrite(model, norms.RULES, onnxruntime=(1, 29), disabled=disabled)
+    add_bodies(model)
+    fused = next(n for n in model.graph if op_name(n) == op)
     fused.metadata_props["deployml.source"] = "model.py:12"
     simplified, note = simplify(model)
     assert note is None
     counts = census(simplified)
-    assert counts["com.microsoft::SkipLayerNormalization"] == 1 and counts.get("Reshape", 0) < 2
-    again = next(n for n in simplified.graph if n.op_type == "SkipLayerNormalization")
+    assert counts[op] == 1 and counts.get("Reshape", 0) < 2
+    again = next(n for n in simplified.graph if op_name(n) == op)
     assert again.metadata_props["deployml.source"] == "model.py:12"
     assert dims(simplified.graph.inputs[0]) == ("B", "S", 8)
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..example_text import declines, fires
 from ..graph import Builder, attribute, constant, producer
-from ..look import no_match
+from ..look import no_match, sole_reader
 from ..rule import Context, Declined, Replacement, Rule, Safety
 from ..symbols import same_dim
 from .target import emit_reshape, reshape_target, shape_text
@@ -35,8 +35,8 @@ class SplitAxis(Rule):
 
     ## What it finds
     ``Reshape(Transpose(x))`` that splits one axis, and ``Transpose(Reshape(x))`` whose reshape merged two adjacent
-    ones, to a computed shape, where the other side takes constants alone: attention over (batch * heads, length, size)
-    tensors between time-first ones.
+    ones: to a computed shape, or where another reshape or transpose waits on the other side, and constants say
+    the shape there. Attention over (batch * heads, length, size) tensors between time-first ones, say.
 
     ## Why
     The reshapes meet those of the model, the transposes those of the attention, and both vanish, with the nodes
@@ -67,8 +67,11 @@ class SplitAxis(Rule):
         split = node.op_type == "Reshape"
         other = producer(node.inputs[0], "Transpose" if split else "Reshape")
         source = None if other is None else other.inputs[0]
-        if other is None or source is None or constant((node if split else other).inputs[1]) is not None:
-            raise no_match("no reshape to a computed shape beside a transpose")
+        if other is None or source is None:
+            raise no_match()
+        computed = constant((node if split else other).inputs[1]) is None
+        if not computed and not _meets(split, source, node):
+            raise no_match("nothing to meet on the other side")
         before, between, after = source.shape, other.outputs[0].shape, node.outputs[0].shape
         perm = attribute(other if split else node, "perm")
         if before is None or between is None or after is None or perm is None:
@@ -91,6 +94,13 @@ class SplitAxis(Rule):
         made = emit_reshape(g, facts.source, like, list(facts.target))
         moved = g.op("Transpose", made, perm=perm, dtype=dtype, shape=facts.output.shape)
         return Replacement(old=[facts.output], new=[moved])
+
+
+def _meets(split: bool, source: ir.Value, node: ir.Node) -> bool:
+    """Whether, once moved, the reshape meets another reshape, or the transpose another transpose."""
+    above, below = ("Reshape", "Transpose") if split else ("Transpose", "Reshape")
+    upper = producer(source, above)
+    return (upper is not None and len(source.uses()) == 1) or sole_reader(node.outputs[0], below) is not None
 
 
 def _read_here(value: ir.Value, node: ir.Node) -> bool:

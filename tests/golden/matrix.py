@@ -89,6 +89,7 @@ def page(rows: Sequence[Row]) -> str:
         "- same: the graph is the locked one, operator for operator, and the results agree",
         "- other graph: fused to something else, as older versions lack operators; the results agree",
         "- fails: no graph, or other results",
+        "- not run: not measured when this page was last written",
         "",
         "| versions | same | other graph | fails |",
         "|---|---|---|---|",
@@ -108,6 +109,8 @@ def _name(row: Row, base: dict[str, str]) -> str:
 
 
 def _line(row: Row, base: dict[str, str]) -> str:
+    if "models" not in row and "failed" not in row:
+        return f"| {_name(row, base)} | not run | | |"
     if "failed" in row:
         return f"| {_name(row, base)} | - | - | all: {_escaped(row['failed'])} |"
     counts = Counter(found["outcome"] for found in row["models"].values())
@@ -144,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows[packages] = tried(packages)
         if given.raw is not None:
             given.raw.write_text(json.dumps(list(rows.values()), indent=1) + os.linesep)
-    found = [rows[p] for p in ROWS if p in rows]
+    found = [rows.get(p, {"packages": list(p)}) for p in ROWS]
     PAGE.write_text(page(found), encoding="utf-8")
     return int(any("failed" in r for r in found))
 

@@ -163,12 +163,13 @@ class _Walk:
         return source
 
     def _max(self, node: ir.Node) -> ir.Value:
-        """A floor that no score reaches: it keeps sums of masks finite."""
+        """A floor that no score reaches: it keeps minus infinity and sums of masks finite, in rows without keys too."""
         pair, bounded = _pair(node), node.op_type == "Clip" and len(node.inputs) > 2 and node.inputs[2] is not None
         for value, other in (pair,) if node.op_type == "Clip" else (pair, pair[::-1]):
             floor = _low(other)
             lowest = LOWEST_HALF if value.dtype == ir.DataType.FLOAT16 else LOWEST
             if floor is not None and floor <= lowest and not bounded:
+                self.assumptions.add("fully-masked-rows")
                 return value
         raise Declined("no-score-product", "the scores are raised to something else than the lowest number", at=node)
 

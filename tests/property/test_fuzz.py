@@ -55,6 +55,7 @@ FOUND = (
         mask_first=True, apart=True, softmax="exp",
     ),
     AttentionSpec(masks=("causal", "padding"), floor="max"),
+    AttentionSpec(masks=("queries",), fill="add_inf", floor="clamp", guard="where"),
     AttentionSpec(masks=("padding",), fill="min", bias="heads", softmax="exp_max"),
     AttentionSpec(bias="alibi", masks=("causal", "input"), fill="add_inf", mask_first=True, apart=True),
 )  # fmt: skip
@@ -67,7 +68,7 @@ def test_what_was_found_stays_repaired(dtype: str) -> None:
     assert not result.broken
     assert not [found.problem for found in result.found if found.problem]
     sites = [found.site for found in result.found]
-    assert [s is not None and s.status for s in sites] == ["fused", "declined", "fused", "fused", "fused"]
+    assert [s is not None and s.status for s in sites] == ["fused", "declined", *["fused"] * 4]
     if dtype == "float32":
         assert all(s is not None and "fully-masked-rows" in s.assumptions for s in sites)
 

@@ -12,7 +12,8 @@ import typer
 
 from .runtime.arguments import keywords, with_groups
 from .runtime.failures import fail
-from .runtime.target import TargetName
+from .runtime.isa import CpuIsa
+from .runtime.target import Fusion, TargetName
 
 __all__ = ["app", "main"]
 
@@ -47,6 +48,13 @@ class Making:
     fuse_attention: Annotated[
         bool, typer.Option("--fuse-attention/--no-fuse-attention", help="Fuse attention and its neighbours.")
     ] = True
+    fusion: Annotated[
+        Fusion,
+        typer.Option("--fusion", help="The operator measured fastest, or always the best class of kernel."),
+    ] = "auto"
+    cpu_isa: Annotated[
+        CpuIsa | None, typer.Option("--cpu-isa", help="The processor the graph is for. \\[default: this one]")
+    ] = None
     require_fused: Annotated[
         str | None, typer.Option("--require-fused", metavar="all|N", help="Write nothing unless so many are fused.")
     ] = None

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
-from ..runtime.target import TargetName
+from ..runtime.target import Fusion, TargetName
 from .artifact import Artifact
 from .finishing import Checks, begin, finish
 from .options import ExternalData, Options, SourceOptions, picked
@@ -24,6 +25,8 @@ def export(
     dynamic_shapes: Any | None = None,
     target: TargetName = "cpu",
     fuse_attention: bool = True,
+    fusion: Fusion = "auto",
+    cpu_isa: CpuIsa | None = None,
     require_fused: str | int | None = None,
     validate: bool = True,
     bench: bool = False,
@@ -54,6 +57,9 @@ def export(
         dynamic_shapes: What ``torch.export.export`` takes; with ``args`` or ``kwargs`` None means fixed shapes.
         target: "cpu", "cuda", "rocm" or "portable" (standard ONNX operators only).
         fuse_attention: Fuse attention and its neighbours; off, the graph is written with plain operators.
+        fusion: "auto" takes the operator that was measured fastest at a site's shapes; "always" the best class of
+            kernel, whatever was measured.
+        cpu_isa: The processor the graph is for, "avx512", "avx2" or "portable"; None means this one.
         require_fused: "all" or a least number of fused attentions; unmet, nothing is written.
         validate: Compare the graph with the eager model over a grid of shapes and masks.
         bench: Time eager, unfused and fused in one interleaved run.

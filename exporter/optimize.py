@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
-from ..runtime.target import TargetName
+from ..runtime.target import Fusion, TargetName
 from ..runtime.tensors import session_runner
 from .artifact import Artifact
 from .feeding import bench_cases, input_specs, parity_cases
@@ -27,6 +28,8 @@ def optimize(
     output: str | Path,
     target: TargetName = "cpu",
     fuse_attention: bool = True,
+    fusion: Fusion = "auto",
+    cpu_isa: CpuIsa | None = None,
     require_fused: str | int | None = None,
     validate: bool = True,
     bench: bool = False,
@@ -47,6 +50,9 @@ def optimize(
         output: Path of the result; may be the source's own.
         target: "cpu", "cuda", "rocm" or "portable" (standard ONNX operators only).
         fuse_attention: Fuse attention and its neighbours.
+        fusion: "auto" takes the operator that was measured fastest at a site's shapes; "always" the best class of
+            kernel, whatever was measured.
+        cpu_isa: The processor the graph is for, "avx512", "avx2" or "portable"; None means this one.
         require_fused: "all" or a least number of fused attentions; unmet, nothing is written.
         validate: Compare with the given graph, run without onnxruntime's own fusions, over a grid of shapes.
         bench: Time the given graph and the fused one in one interleaved run.

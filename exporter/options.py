@@ -9,8 +9,9 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from ..runtime.errors import InputError
 from ..runtime.files import check_writable
+from ..runtime.isa import CpuIsa
 from ..runtime.providers import check_available, providers_for
-from ..runtime.target import Target, TargetName, parse_version
+from ..runtime.target import Fusion, Target, TargetName, parse_version
 from ..runtime.versions import onnxruntime_version
 
 __all__ = [
@@ -52,6 +53,8 @@ class Options:
         opset: ai.onnx opset; None picks the target's default.
         min_onnxruntime: Oldest onnxruntime the graph must load on ("1.22"); None means the installed one.
         fuse_attention: Fuse attention and its neighbours.
+        fusion: "auto" takes the operator that was measured fastest at a site's shapes, "always" the best kernel class.
+        cpu_isa: The processor the graph is for: "avx512", "avx2" or "portable"; None means this one.
         require_fused: "all", a least number of fused attentions, or None.
         disable_fusion: Codes or names of rules that must not run.
         external_data: Weights in a file of their own: above a size ("auto"), "always" or "never".
@@ -66,6 +69,8 @@ class Options:
     opset: int | None = None
     min_onnxruntime: str | None = None
     fuse_attention: bool = True
+    fusion: Fusion = "auto"
+    cpu_isa: CpuIsa | None = None
     require_fused: str | int | None = None
     disable_fusion: Sequence[str] = ()
     external_data: ExternalData = "auto"
@@ -113,7 +118,7 @@ class Options:
             raise InputError(
                 f"onnxruntime {_text(version)} does not load opset {chosen}", hint="choose a lower --opset"
             )
-        return Target(name=self.target, onnxruntime=version, opset=chosen)
+        return Target(name=self.target, onnxruntime=version, opset=chosen, fusion=self.fusion, cpu_isa=self.cpu_isa)
 
     def check_available(self, target: Target) -> None:
         """Refuse checks that would have no provider to run on, before anything slow begins.

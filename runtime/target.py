@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from .errors import InputError
+from .isa import CPU_ISAS, CpuIsa
 
-__all__ = ["PROVIDERS", "Target", "TargetName", "parse_version"]
+__all__ = ["PROVIDERS", "Fusion", "Target", "TargetName", "parse_version"]
 
 TargetName = Literal["cpu", "cuda", "rocm", "portable"]
+
+#: "auto" takes the operator that was measured fastest at a site's shapes, "always" the best class of kernel there is.
+Fusion = Literal["auto", "always"]
 
 #: Target name to the execution provider that must carry it. "portable" is proven on the CPU provider.
 PROVIDERS: Final[dict[str, str]] = {
@@ -45,13 +49,23 @@ class Target:
         name: "cpu", "cuda", "rocm" or "portable" (standard ONNX operators only).
         onnxruntime: Oldest onnxruntime version the graph must load on.
         opset: ai.onnx opset of the graph.
+        fusion: Whether measured costs decide between operators ("auto") or the class of the kernel ("always").
+        cpu_isa: Instruction set of the processor the graph is for; None stands for this machine's.
     """
 
     name: TargetName
     onnxruntime: tuple[int, ...]
     opset: int
+    fusion: Fusion = "auto"
+    cpu_isa: CpuIsa | None = None
 
     def __post_init__(self) -> None:
+        if self.fusion not in get_args(Fusion):
+            raise InputError(f"there is no fusion '{self.fusion}'", hint=f"choose one of {', '.join(get_args(Fusion))}")
+        if self.cpu_isa is not None and self.cpu_isa not in CPU_ISAS:
+            raise InputError(
+                f"there is no instruction set '{self.cpu_isa}'", hint=f"choose one of {', '.join(CPU_ISAS)}"
+            )
         if self.name not in get_args(TargetName):
             raise InputError(
                 f"there is no target '{self.name}'", hint=f"choose one of {', '.join(get_args(TargetName))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -19,10 +20,11 @@ from ..engine import Engine
 from ..graph import assumed, op_name
 from ..rule import Declined, Rule
 from .between import softmaxes
+from .costs import costs_of
 from .group_query import GroupQuery
 from .multi_head import MultiHead
 from .own import OwnAttention
-from .site import describe, study
+from .site import Site, describe, study
 from .standard import Standard
 
 __all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"]
@@ -87,14 +89,14 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
         "source": node.metadata_props.get("deployml.source"),
         "origin": canonical.read(node).origin,
     }
-    kinds, refusals = frozenset[str](), []
+    kinds, refusals, site = frozenset[str](), [], None
     try:
         site = study(node)
         common["facts"], kinds = describe(site), site.kinds()
     except Declined as no:
         refusals.append(Decline(rule="ATT100", at=str(node.name), reason=no.reason, detail=no.detail))
     target = engine.context.target
-    for rule in _best_first(target, kinds):
+    for rule in _best_first(target, kinds, site):
         if refusals and refusals[0].rule == "ATT100":
             break
         if not engine.enabled(rule):
@@ -127,25 +129,26 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
     return _declined(node, refusals, common)
 
 
-def _best_first(target: Target, kinds: frozenset[str]) -> list[Rule]:
-    """The target's lowerings: tiled kernels before those that build the score matrix, and the faster tiled one first.
+def _best_first(target: Target, kinds: frozenset[str], site: Site | None) -> list[Rule]:
+    """The target's lowerings, the one to try first first.
 
-    On the CPU the own kernel was measured 1.6 to 2.4 times as fast as GroupQueryAttention with a padding mask, at
-    lengths 16 to 512 on one AVX-512 core. Sites that share key/value heads still go to GroupQueryAttention: it is
-    what decoders with a cache run, and one operator for both phases is worth more.
+    With ``fusion="auto"`` those that were measured for such a site, the fastest first. Then, and for everything with
+    ``fusion="always"``, tiled kernels before those that build the score matrix. Sites that share key/value heads go
+    to GroupQueryAttention: it is what decoders with a cache run, and one operator for both phases is worth more.
 
     On a GPU no number speaks for the own operator yet. It is asked only where its library for that GPU was built, and
     stands before those of onnxruntime only for half precision whose flash kernel they lose.
     """
     rules = [r for r in LOWERINGS[target.name] if r.code != OwnAttention.code or built_for(target.name)]
+    costs = costs_of(site, target) if site is not None and target.fusion == "auto" else {}
 
-    def order(rule: Rule) -> tuple[bool, bool]:
+    def order(rule: Rule) -> tuple[float, bool, bool]:
         row = capability(rule.emits[0], target.name, target.onnxruntime)
         naive = row is None or row.kernel_for(kinds) == "naive"
         if rule.code == OwnAttention.code and target.name != "cpu":
             naive = "float32" in kinds
         outdone = target.name == "cpu" and rule.code == GroupQuery.code and "grouped" not in kinds
-        return naive, outdone
+        return costs.get(rule.emits[0], math.inf), naive, outdone
 
     return sorted(rules, key=order)
 

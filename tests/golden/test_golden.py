@@ -25,7 +25,9 @@ def made(golden: Golden, folder: Path) -> Lock:
     """Export a golden model and describe it; weights and versions are left out, the graph is what counts."""
     path = folder / f"{golden.name}.onnx"
     module = golden.module()
-    export(module, output=path, inputs=golden.inputs, target=golden.target, validate=False, html=False)
+    export(
+        module, output=path, inputs=golden.inputs, target=golden.target, validate=False, html=False, cpu_isa="avx512"
+    )
     return replace(lock_of(path, open_file(path), weights=False), versions={})
 
 

@@ -126,7 +126,7 @@ def exported(entry: Entry, module: nn.Module) -> Exported:
         unfused = pipeline.baseline(translated.model).graph.num_nodes()
         outcome = pipeline.run(
             translated.model,
-            Target(name="cpu", onnxruntime=version, opset=OPSET),
+            Target(name="cpu", onnxruntime=version, opset=OPSET, cpu_isa="avx512"),
             configure=custom_ops.register,
         )
     return Exported(outcome.model, outcome.journal, unfused, captured.output_names)

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from .custom_ops import Backend
 from .runtime.arguments import keywords, with_groups
 from .runtime.failures import fail
 from .runtime.isa import CpuIsa
@@ -332,11 +333,28 @@ def doctor(
 
 
 @command
-def kernels(json: Json = False) -> None:
-    """List the project's own op libraries and whether they are built."""
-    from .exporter.kernels import kernels as run
+def kernels(
+    action: Annotated[Literal["list", "test", "build"], typer.Argument(help="What to do.")] = "list",
+    *,
+    backend: Annotated[Backend | None, typer.Option("--backend", help="\\[default: cpu to build, all to test]")] = None,
+    json: Json = False,
+) -> None:
+    """List the project's own op libraries, test their kernels on this machine, or build one."""
+    from .exporter import kernels as own
 
-    _show(run(), json)
+    if action == "test":
+        _finish(own.test_kernels(backend, progress=not json), json)
+    _show(own.build_kernels(backend or "cpu") if action == "build" else own.kernels(), json)
+
+
+@command
+def ops_path(
+    backend: Annotated[Backend, typer.Option("--backend", help="Whose library.")] = "cpu",
+) -> None:
+    """Print the path of an op library, for C++ programs and Triton."""
+    from .exporter.kernels import ops_path as run
+
+    typer.echo(run(backend))
 
 
 def _default_output(source: str) -> Path:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
 
 from .. import custom_ops
+from ..custom_ops import Backend
+from ..runtime.errors import ToolchainError
+from ..runtime.progress import Progress
 from ..runtime.report import to_json
 
-__all__ = ["Kernels", "kernels"]
+__all__ = ["KernelTest", "Kernels", "KernelsTest", "build_kernels", "kernels", "ops_path", "test_kernels"]
+
+
+_PROVIDERS: Final[Mapping[Backend, str]] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "hip": "ROCMExecutionProvider",
+}
+_TARGETS: Final[Mapping[Backend, str]] = {"cpu": "cpu", "cuda": "cuda", "hip": "rocm"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +44,123 @@ class Kernels:
 
 def kernels() -> Kernels:
     """Look which libraries are built; none is loaded."""
-    backends: tuple[custom_ops.Backend, ...] = ("cpu", "cuda", "hip")
-    paths = {backend: custom_ops.library_path(backend) for backend in backends}
+    paths = {backend: custom_ops.library_path(backend) for backend in _PROVIDERS}
     return Kernels(
         domain=custom_ops.DOMAIN,
         libraries={backend: None if path is None else str(path) for backend, path in paths.items()},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTest:
+    """What the case matrix gave on one backend.
+
+    Attributes:
+        verdict: "pass", "fail" or "not-run".
+        cases: Cases that were run.
+        failed: Names of those outside their bound.
+        worst: The largest error as a share of its bound.
+        reason: Why it was not run.
+    """
+
+    verdict: Literal["pass", "fail", "not-run"]
+    cases: int = 0
+    failed: tuple[str, ...] = ()
+    worst: float = 0.0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelsTest:
+    """The case matrix of every operator against its float64 reference.
+
+    Attributes:
+        verdict: "fail" when a backend failed, "pass" when one passed and none failed, else "not-run".
+        backends: Findings by backend.
+    """
+
+    verdict: Literal["pass", "fail", "not-run"]
+    backends: Mapping[str, KernelTest]
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The findings as JSON text."""
+        return to_json(self, indent=indent)
+
+
+def test_kernels(backend: Backend | None = None, *, progress: bool = False) -> KernelsTest:
+    """Run the case matrix on this machine.
+
+    Args:
+        backend: The one to run, None for all.
+        progress: Show a bar on stderr.
+    """
+    found = {}
+    for name in _PROVIDERS if backend is None else (backend,):
+        reason = _missing(name)
+        found[name] = _run_cases(name, progress) if reason is None else KernelTest(verdict="not-run", reason=reason)
+    verdicts = {test.verdict for test in found.values()}
+    verdict: Literal["pass", "fail", "not-run"] = "not-run"
+    if "fail" in verdicts or "pass" in verdicts:
+        verdict = "fail" if "fail" in verdicts else "pass"
+    return KernelsTest(verdict=verdict, backends=found)
+
+
+test_kernels.__test__ = False  # type: ignore[attr-defined]  # a name pytest would collect
+
+
+def _missing(backend: Backend) -> str | None:
+    """Why a backend cannot run here, None when it can."""
+    import onnxruntime
+
+    if custom_ops.library_path(backend) is None:
+        return f"its library is not built (deployml kernels build --backend {backend})"
+    if _PROVIDERS[backend] not in onnxruntime.get_available_providers():
+        return f"onnxruntime has no {_PROVIDERS[backend]} here: compiled, not run"
+    return None
+
+
+def _run_cases(backend: Backend, progress: bool) -> KernelTest:
+    import onnxruntime
+
+    from ..custom_ops.flash_attention.cases import cases
+    from ..custom_ops.flash_attention.check import check_case
+
+    failed, worst, count = [], 0.0, 0
+    with Progress.of(progress) as bars, bars.stage(f"kernels: {backend}"):
+        for case in cases():
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            custom_ops.register(options, _TARGETS[backend], only=[case.signature.op_type])
+            result = check_case(case, options, providers=[_PROVIDERS[backend]])
+            count += 1
+            if result.error > 0.0:
+                worst = max(worst, result.error / result.granted if result.granted else math.inf)
+            if not result.passed:
+                failed.append(case.name)
+    return KernelTest(verdict="fail" if failed else "pass", cases=count, failed=tuple(failed), worst=worst)
+
+
+def build_kernels(backend: Backend = "cpu") -> Kernels:
+    """Compile the library of a backend where :func:`kernels` finds it.
+
+    Raises:
+        ToolchainError: if there are no sources, or a compiler is missing or fails.
+    """
+    from ..custom_ops.build import build
+
+    build(backend=backend)
+    return kernels()
+
+
+def ops_path(backend: Backend = "cpu") -> Path:
+    """Path of a backend's op library, for ``RegisterCustomOpsLibrary`` in C++ and ``op_library_filename`` in Triton.
+
+    Raises:
+        ToolchainError: if it is not built.
+    """
+    path = custom_ops.library_path(backend)
+    if path is None:
+        raise ToolchainError(
+            f"the {backend} library is not built", hint=f"run deployml kernels build --backend {backend}"
+        )
+    return path

@@ -15,7 +15,7 @@ from ..runtime.lock import Lock
 from ..runtime.report import Report
 from ..runtime.summary import render
 from .doctor import Diagnosis
-from .kernels import Kernels
+from .kernels import Kernels, KernelsTest
 from .package import Package
 
 __all__ = ["show"]
@@ -39,6 +39,8 @@ def show(value: Any, console: Console | None = None) -> None:
             _show_diagnosis(value, out)
         case Kernels():
             _show_kernels(value, out)
+        case KernelsTest():
+            _show_kernels_test(value, out)
         case Package():
             _show_package(value, out)
         case _:
@@ -85,6 +87,14 @@ def _show_kernels(found: Kernels, out: Console) -> None:
     for backend, path in found.libraries.items():
         note = "" if path is None or backend == "cpu" else " (compiled, not run)"
         out.print(f"  {backend:<5} {path or 'not built'}{note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_kernels_test(found: KernelsTest, out: Console) -> None:
+    for backend, test in found.backends.items():
+        said = test.reason or f"{test.cases} cases, the worst error is {test.worst:.0%} of its bound"
+        _line(out, f"  {backend:<5} {test.verdict}: {said}", style="red" if test.verdict == "fail" else "")
+        for name in test.failed:
+            _line(out, f"        {name}")
 
 
 def _show_package(made: Package, out: Console) -> None:

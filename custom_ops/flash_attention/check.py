@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,23 +86,30 @@ def _kind(name: str) -> ir.DataType | None:
 
 
 def run_case(
-    case: Case, options: SessionOptions, inputs: Mapping[str, npt.NDArray] | None = None, *, body: bool = True
+    case: Case,
+    options: SessionOptions,
+    inputs: Mapping[str, npt.NDArray] | None = None,
+    *,
+    body: bool = True,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
 ) -> list[npt.NDArray]:
     """Run a case in a new session with these options (which have the library registered, or not)."""
     import onnxruntime
 
     given = inputs if inputs is not None else make_inputs(case)
     model = one_node_model(case.signature, case.attributes, given, case.dtype, body=body)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=list(providers))
     feeds = {name: array if _kind(name) else array.astype(np.float32) for name, array in given.items()}
     return session.run(None, feeds)
 
 
-def check_case(case: Case, options: SessionOptions) -> CaseResult:
+def check_case(
+    case: Case, options: SessionOptions, *, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> CaseResult:
     """Run a case and compare it with :func:`~.op.reference`."""
     inputs = make_inputs(case)
     exact = reference(case.signature, case.attributes, inputs)
-    found = run_case(case, options, inputs)
+    found = run_case(case, options, inputs, providers=providers)
     error, matching = 0.0, True
     for x, y in zip(found, exact, strict=True):
         if x.shape != y.shape:

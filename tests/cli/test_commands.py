@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from deployml.custom_ops import library_path
 from deployml.runtime.errors import DeploymlBug, InputError
 from deployml.runtime.report import Report
 
@@ -21,7 +22,8 @@ COMMANDS = {
     "bench": {"--against", "--target", "--seconds", "--max-slowdown", "--json"},
     "explain": {"--json"},
     "doctor": {"--json"},
-    "kernels": {"--json"},
+    "kernels": {"--backend", "--json"},
+    "ops-path": {"--backend"},
 }  # fmt: skip
 
 
@@ -131,6 +133,34 @@ def test_doctor_and_kernels(deployml_command):
     found = json.loads(deployml_command("doctor", "--json").out)
     assert found["targets"]["cpu"] == "ready" and "onnx" in found["versions"]
     assert set(json.loads(deployml_command("kernels", "--json").out)["libraries"]) == {"cpu", "cuda", "hip"}
+
+
+def test_kernels_test_runs_the_matrix_or_says_why_not(deployml_command, monkeypatch):
+    from deployml.custom_ops.flash_attention import cases as matrix
+    from deployml.custom_ops.flash_attention import check
+
+    some = matrix.cases()[::60]
+    monkeypatch.setattr(matrix, "cases", lambda: some)
+    ran = deployml_command("kernels", "test", "--json")
+    found = json.loads(ran.out)
+    cpu, hip = found["backends"]["cpu"], found["backends"]["hip"]
+    assert hip["verdict"] == "not-run" and hip["reason"]
+    if library_path("cpu") is None:
+        assert cpu["verdict"] == "not-run" and ran.status == 0
+        return
+    assert (cpu["verdict"], cpu["cases"], cpu["failed"], ran.status) == ("pass", len(some), [], 0)
+    assert 0 < cpu["worst"] <= 1
+    monkeypatch.setattr(check, "bound", lambda case, inputs: 0.0)
+    ran = deployml_command("kernels", "test", "--backend", "cpu")
+    assert ran.status == 1 and "cpu   fail" in ran.out and some[-1].name in ran.out
+
+
+def test_ops_path_is_one_line_or_an_error(deployml_command):
+    ran = deployml_command("ops-path", "--backend", "cpu")
+    if library_path("cpu") is None:
+        assert ran.status == 2 and "kernels build --backend cpu" in ran.err
+        return
+    assert ran.out == f"{library_path('cpu')}\n"
 
 
 def test_verdicts_become_exit_codes(deployml_command, exported, monkeypatch):

@@ -269,7 +269,7 @@ class Call {
 
   static void run_one(void* state, size_t index) {
     Work& work = *static_cast<Work*>(state);
-    work.done.load(std::memory_order_acquire);
+    (void)work.done.load(std::memory_order_acquire);
     work.body(work.user, index);
     work.done.fetch_add(1, std::memory_order_acq_rel);
   }

@@ -97,10 +97,11 @@ class _Run:
                 self._report(found.spec, found.problem, case)
 
     def _report(self, spec: AttentionSpec, trouble: str, case: dict[str, object]) -> None:
-        """Shrink a failure, print it and keep it, one of a kind."""
+        """Print a failure; the first of a kind is shrunk and kept."""
         kind = _kind(trouble)
         self.seen[kind] += 1
         if self.seen[kind] > 1:
+            print(f"\n== {trouble}\n{case}\n{spec}", flush=True)
             return
 
         def fails(candidate: AttentionSpec) -> bool:

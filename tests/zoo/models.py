@@ -8,7 +8,7 @@ from typing import Final
 from . import decoders, encoders, hand_unusual, hand_written, seq2seq, speech, torch_modules, vision
 from .entry import Entry
 
-__all__ = ["ZOO", "pairs", "selected"]
+__all__ = ["ZOO", "core", "pairs", "selected", "shared"]
 
 _FAMILIES = (encoders, decoders, seq2seq, vision, speech, torch_modules, hand_written, hand_unusual)
 
@@ -21,11 +21,20 @@ def pairs() -> list[tuple[str, str]]:
     return [(entry.name, impl) for entry in ZOO.values() for impl in entry.impls]
 
 
-def selected() -> frozenset[tuple[str, str]]:
-    """The runs of every day: a fixed core, and the share that ZOO_SHARE="3/20" names (the third of twenty)."""
-    core = {(entry.name, entry.impls[-1]) for entry in ZOO.values() if entry.everyday}
+def core() -> frozenset[tuple[str, str]]:
+    """The runs of every day, each in its last implementation."""
+    return frozenset((entry.name, entry.impls[-1]) for entry in ZOO.values() if entry.everyday)
+
+
+def shared() -> frozenset[tuple[str, str]]:
+    """The other runs of today: the share that ZOO_SHARE="3/20" names (the third of twenty)."""
     wanted = os.environ.get("ZOO_SHARE", "")
     if not wanted:
-        return frozenset(core)
+        return frozenset()
     which, _, of = wanted.partition("/")
-    return frozenset(core | set(pairs()[int(which) % int(of) :: int(of)]))
+    return frozenset(pairs()[int(which) % int(of) :: int(of)]) - core()
+
+
+def selected() -> frozenset[tuple[str, str]]:
+    """The runs of today."""
+    return core() | shared()

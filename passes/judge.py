@@ -16,8 +16,9 @@ __all__ = ["Worst", "judge"]
 ERROR_FACTOR: Final = 4.0
 #: ... and never less than this many units in the last place of the largest output.
 ULPS: Final = 64.0
-#: A float32 form this far from its float64 twin means something else than it there (finite masks that swallow a
-#: score in one precision and not in the other): the twin is no reference, the form itself is.
+#: A form this far from its float64 twin (one of halves: further than the units above) means something else than it
+#: there (finite masks that swallow a score in one precision and not in the other): the twin is no reference, the
+#: form itself is.
 UNTRUSTED: Final = 1e-3
 #: A row whose largest logit lies below has no key left: masks fill with -1e4 and less.
 FORBIDS: Final = -5e3
@@ -25,7 +26,7 @@ FORBIDS: Final = -5e3
 
 @dataclass(slots=True)
 class Worst:
-    """The worst of all cases so far, relative to the largest output of each."""
+    """The worst of all cases so far, relative to the largest output of each; ``ran`` counts outputs with numbers."""
 
     ran: int = 0
     full: bool = False
@@ -52,8 +53,8 @@ def judge(
             return f"output {index} is {b.dtype} where the old form gives {a.dtype}"
         if not a.size:
             continue
-        worst.ran += 1
         if not np.issubdtype(a.dtype, np.floating) or safety is Safety.EXACT:
+            worst.ran += 1
             if not np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating)):
                 return f"output {index} is not bit-equal"
             continue
@@ -77,17 +78,19 @@ def _close(
     finite = np.isfinite(reference) & np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return f"output {index} has infinities in other places"
-    if not finite.any():
+    if not (finite if dead is None else finite & ~dead).any():
         return ""
     largest = float(np.max(np.abs(reference[finite]))) or 1.0
     unfused = float(np.max(np.abs(a[finite].astype(np.float64) - reference[finite]))) / largest
-    if a.dtype in (np.float32, np.float64) and unfused > UNTRUSTED:
+    floor = ULPS * float(np.finfo(a.dtype).eps)
+    if unfused > max(UNTRUSTED, floor):
         reference, unfused = a.astype(np.float64), 0.0
         largest = float(np.max(np.abs(reference[finite]))) or 1.0
     error = float(np.max(np.abs(b[finite].astype(np.float64) - reference[finite]))) / largest
-    granted = max(ERROR_FACTOR * unfused, ULPS * float(np.finfo(a.dtype).eps))
+    granted = max(ERROR_FACTOR * unfused, floor)
     if error > granted:
         return f"output {index} is off by {error:.2e} of its largest value, {granted:.2e} was granted"
+    worst.ran += 1
     worst.error, worst.unfused = max(worst.error, error), max(worst.unfused, unfused)
     worst.granted = min(worst.granted, granted)
     return ""

@@ -155,13 +155,14 @@ class Prover:
                 return Proof(False, detail=f"the new form does not run where the old one does: {_first_line(error)}")
             if exact is None and exact_run is not None:
                 exact = _tried(exact_run, feeds)
-            alive = old[count] if rows else None
+            alive, compared = old[count] if rows else None, worst.ran
             problem = judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
             if problem:
                 return Proof(False, worst.error, worst.unfused, worst.granted, detail=problem)
-            worst.full = worst.full or max(sizes.values(), default=2) > 1
-        if not worst.ran or not worst.full:
-            return Proof(False, method="not-run", detail=f"the old form did not run on any size: {trouble}")
+            worst.full = worst.full or (worst.ran > compared and max(sizes.values(), default=2) > 1)
+        if not worst.full:
+            why = f"did not run on any size: {trouble}" if trouble else "gives no finite number on any size"
+            return Proof(False, method="not-run", detail=f"the old form {why}")
         return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
 
     def _runs(self, old_model: ir.Model, new_model: ir.Model) -> tuple[ir.Model, Run, Run]:

@@ -152,6 +152,8 @@ def _compare(expected: list[np.ndarray], found: list[np.ndarray]) -> str | None:
         if not np.array_equal(np.isnan(a), np.isnan(b)):
             return f"output {index} has NaN in other places"
         finite = np.isfinite(a)
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            return f"output {index} has infinities in other places"
         largest = float(np.max(np.abs(a[finite]), initial=0.0)) or 1.0
         error = float(np.max(np.abs(a[finite].astype(np.float64) - b[finite]), initial=0.0)) / largest
         if error > GRANTED:

@@ -20,6 +20,8 @@ _HALF_CEILING: Final = 0.05
 
 #: float32 and bfloat16 numbers beyond this mark something ("masked"), they measure nothing.
 _SENTINEL: Final = 1e30
+#: A number that stands at several places and is this many times all others fills masked places (-1e4, -1e9, -65504).
+_FILL: Final = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ def compare(
     """Judge ``output`` against ``reference``.
 
     The needed tolerance is the largest absolute difference over the largest finite absolute value of the reference
-    (over 1 where the reference is all zeros). NaN and infinities must be at the same places; integers and booleans
+    (over 1 where the reference is all zeros). A number that fills masked places is held against itself and is no
+    measure of the others. NaN and infinities must be at the same places; integers and booleans
     must be equal; a different shape or dtype fails. All positions count. Only where an output [batch, length, ...]
     differs too much, and a mask [batch, length] says that some positions are padded, are the real positions judged
     on their own; the note then says how much the padded ones differ. Likewise for samples of an output
@@ -149,19 +152,33 @@ def _judge(blank: Comparison, output: np.ndarray, reference: np.ndarray, keep: n
         return replace(blank, needed=None, verdict="not-run", note=note)
     with np.errstate(invalid="ignore"):
         difference = np.where(finite, np.abs(ours - theirs), -1.0)
-    worst = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
-    max_abs = float(difference[worst])
-    scale = float(np.abs(theirs[finite]).max())
-    needed = max_abs / scale if scale > 0 else max_abs
+    share = difference / _scales(theirs, finite)
+    worst = tuple(int(i) for i in np.unravel_index(int(share.argmax()), share.shape))
+    needed = float(share[worst])
     return replace(
         blank,
         needed=needed,
-        max_abs=max_abs,
+        max_abs=float(difference[worst]),
         worst=worst,
         cosine=_cosine(ours[finite], theirs[finite]),
         top1=_top1(blank.output, ours, theirs, finite),
         verdict="pass" if needed <= blank.granted else "fail",
     )
+
+
+def _scales(theirs: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """What a difference is measured by at each place: the largest reference value, for fills their own size."""
+    size = np.where(finite, np.abs(theirs), 0.0)
+    scales, rest = np.ones(size.shape), finite
+    while rest.any():
+        largest = float(size[rest].max())
+        scales[rest] = largest if largest > 0 else 1.0
+        fill = rest & (theirs == theirs[rest & (size == largest)][0])
+        others = rest & ~fill
+        if largest < _FILL or fill.sum() < 2 or not others.any() or size[others].max() * _FILL > largest:
+            break
+        rest = others
+    return scales
 
 
 def _judge_integers(blank: Comparison, ours: np.ndarray, theirs: np.ndarray, inside: np.ndarray) -> Comparison:

@@ -123,7 +123,7 @@ class Staging:
 
     def path(self, name: str) -> Path:
         """Where to write the file that will be called ``name``, for writers that need a path of their own."""
-        if Path(name).name != name or name in (_SEAL, _LOCK, "", ".", ".."):
+        if not _is_plain(name):
             raise InputError(f"'{name}' is no plain file name", hint="give a name without a folder")
         return self.folder / name
 
@@ -192,8 +192,8 @@ def recover(model: str | Path) -> bool:
         if lock is None:
             continue
         try:
-            if (stage / _SEAL).exists():
-                _carry_out(stage, model.parent, json.loads((stage / _SEAL).read_text(encoding="utf-8")))
+            if (stage / _SEAL).exists() and (plan := _read_plan(stage / _SEAL)) is not None:
+                _carry_out(stage, model.parent, plan)
                 finished = True
             shutil.rmtree(stage, ignore_errors=True)
         finally:
@@ -219,6 +219,21 @@ def _plan(names: Sequence[str], drop: Sequence[str], folder: Path, stage: Path, 
         "move": moves,
         "drop": [n for n in drop if n not in names],
     }
+
+
+def _read_plan(seal: Path) -> dict[str, list[str]] | None:
+    """The plan of a sealed folder; None for one that we did not write: a name in it must not lead elsewhere."""
+    try:
+        plan = json.loads(seal.read_text(encoding="utf-8"))
+        names = [name for step in ("away", "move", "drop") for name in plan[step]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return plan if all(isinstance(name, str) and _is_plain(name) for name in names) else None
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the folder itself."""
+    return Path(name).name == name and "\\" not in name and name not in (_SEAL, _LOCK, "", ".", "..")
 
 
 def _carry_out(stage: Path, folder: Path, plan: dict[str, list[str]]) -> None:

@@ -7,7 +7,7 @@ overlooked: it asks only where the logits come from and where the weights go, th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,14 +63,22 @@ def between(node: ir.Node) -> Between | None:
     else:
         logits = written_logits(node)
     shape = dims(node.outputs[0])
-    if logits is None or shape is None or len(shape) < 2:
+    if logits is None or (shape is not None and len(shape) < 2):
         return None
-    axis = len(shape) - (attribute(node, "axis", -1) % len(shape)) if op_name(node) == "Softmax" else 1
+    axis = _softmax_axis(node, shape)
     up = _search(logits, axis, upwards=True)
     if up is None:
         return None
     down = _search(node.outputs[0], axis, upwards=False)
     return None if down is None else Between(up, down)
+
+
+def _softmax_axis(node: ir.Node, shape: Sequence[object] | None) -> int:
+    """The axis a softmax sums over, counted from the last (1); 0 where an unknown rank does not tell."""
+    axis = int(attribute(node, "axis", -1)) if op_name(node) == "Softmax" else -1
+    if shape is None:
+        return max(-axis, 0)
+    return len(shape) - axis % len(shape)
 
 
 def written_logits(node: ir.Node) -> ir.Value | None:

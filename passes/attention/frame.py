@@ -74,7 +74,7 @@ class Frame:
         assert query is not None
         self.rank = len(dims(query) or ())
         if self.rank not in (2, 3, 4, 5):
-            raise Declined("score-layout", f"the score product has rank {self.rank}", at=query)
+            raise Declined("score-layout", f"the score product has rank {self.rank or 'unknown'}", at=query)
         self.five = Five.of(query, product.node.inputs[1], value) if self.rank == 5 else None
 
     def operands(self) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -91,7 +91,7 @@ def _is_plain_bias(facts: masks.MaskFacts) -> bool:
 
 
 def _learned(value: ir.Value, limit: int = 12) -> bool:
-    """Whether a bias is looked up in a constant table or multiplied by finite constants: it holds no infinity."""
+    """Whether a bias is looked up in a constant table, or finite numbers times finite constants: no infinity in it."""
     for _ in range(limit):
         node = value.producer()
         if node is None:
@@ -100,10 +100,34 @@ def _learned(value: ir.Value, limit: int = 12) -> bool:
             return False
         inputs = [v for v in node.inputs[:1] if v is not None]
         if node.op_type == "Mul":
-            constants = [v for v in node.inputs if v is not None and v.producer() is None and _finite(v)]
-            return bool(constants)
+            factors = [v for v in node.inputs if v is not None]
+            return any(v.producer() is None for v in factors) and all(map(_hands_on_no_mask, factors))
         value = inputs[0]
     return False
+
+
+#: Operators that hand minus infinity on from one of their operands.
+_HANDS_ON: Final = frozenset(
+    {"Add", "Cast", "Concat", "Div", "Expand", "Gather", "Identity", "Max", "Min", "Mul", "Neg"}
+    | {"Reshape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"}
+)
+
+
+def _hands_on_no_mask(value: ir.Value) -> bool:
+    """Whether no float input of the graph and no infinite constant comes through to a value."""
+    waiting, seen = [value], {id(value)}
+    while waiting:
+        value = waiting.pop()
+        if value.dtype is not None and not value.dtype.is_floating_point():
+            continue
+        node = value.producer()
+        if node is None and (value.const_value is None or value.is_graph_input() or not _finite(value)):
+            return False
+        operands = node.inputs if node is not None and node.op_type in _HANDS_ON else ()
+        fresh = [v for v in operands if v is not None and id(v) not in seen]
+        seen.update(map(id, fresh))
+        waiting.extend(fresh)
+    return True
 
 
 def _finite(value: ir.Value) -> bool:

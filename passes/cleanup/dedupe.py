@@ -7,10 +7,14 @@ from typing import Final
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from .hush import hushed
+
 __all__ = ["deduplicate"]
 
 #: Operators whose second and third outputs are for training; a name would ask for them.
 _TRAINING_OUTPUTS: Final = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+#: Warns of every initializer that is also an input of the graph, which is kept as it must be.
+_CHATTY: Final = "onnx_ir.passes.common.initializer_deduplication"
 
 
 class _Identities(common.IdentityEliminationPass):
@@ -39,14 +43,16 @@ def deduplicate(model: ir.Model) -> int:
         How many nodes went.
     """
     before = model.graph.num_nodes()
-    ir.passes.Sequential(
+    steps = ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         _Identities(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-    )(model)
+    )
+    with hushed(_CHATTY):
+        steps(model)
     _leave_out_unread(model)
     return before - model.graph.num_nodes()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 import onnx_ir as ir
 
+from .hush import hushed
 from .propagate import Propagation
 from .shape_rules import is_unknown
 
@@ -31,13 +30,8 @@ def infer_shapes(model: ir.Model) -> int:
 def _onnx_inference(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with hushed("onnx_ir.passes.common.shape_inference"):
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    finally:
-        logger.setLevel(level)
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

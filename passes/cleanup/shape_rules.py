@@ -78,6 +78,10 @@ def _gemm(p: Vectors, node: ir.Node) -> Dims:
     return [rows, right[0] if attribute(node, "transB", 0) else right[1]]
 
 
+def _quantized_product(p: Vectors, node: ir.Node) -> Dims:
+    return [*dims_of(node.inputs[0])[:-1], int(attribute(node, "N"))]
+
+
 def _transpose(p: Vectors, node: ir.Node) -> Dims:
     source = dims_of(node.inputs[0])
     perm = attribute(node, "perm") or tuple(reversed(range(len(source))))
@@ -240,6 +244,7 @@ SHAPES: Final = table(
         ),
         ("MatMul", _matmul),
         ("Gemm", _gemm),
+        ("com.microsoft::MatMulNBits", _quantized_product),
         ("Transpose", _transpose),
         ("Reshape", _reshape),
         ("Expand", _expand),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deployml.exporter.capture import capture
+from deployml.exporter.capture.replay import difference
 from deployml.exporter.loaded import Loaded
 from deployml.exporter.translate import translate
 from deployml.runtime.errors import UnsupportedError
@@ -88,3 +89,11 @@ def test_a_shortcut_is_left_out_and_said(module: Experts) -> None:
 def test_a_loop_over_hits_that_counts_them_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="decides in Python by the values of a tensor"):
         capture(_loaded(CountingHits()))
+
+
+@pytest.mark.parametrize("mark", [float("-inf"), torch.finfo(torch.float32).min])
+def test_marks_of_masked_places_do_not_hide_a_difference(mark: float) -> None:
+    want = torch.tensor([[1.0, 2.0, mark]])
+    assert difference([want], [want.clone()], ["y"]) == ""
+    assert "off by" in difference([want], [torch.tensor([[1.0, 2.5, mark]])], ["y"])
+    assert "off by" in difference([want], [torch.tensor([[1.0, 2.0, 0.0]])], ["y"])

@@ -76,6 +76,12 @@ ATTENTION = {
         "s = MatMul (q, k) p = Softmax (s) t = Transpose <perm = [0,2,1]> (p) y = MatMul (v, t)",
         "",
     ),
+    "of unknown rank": (
+        "float[B,S,8] x",
+        "float[B,S,8] y",
+        "q = unheard.Of (x) k = Neg (q) s = MatMul (x, k) p = Softmax <axis = -1> (s) y = MatMul (p, q)",
+        "",
+    ),
     "queries last": (
         "float[B,S,8] k, float[B,8,S] q, float[B,8,S] v",
         "float[B,8,S] y",

@@ -80,6 +80,31 @@ def test_equal_nodes_and_constants_become_one() -> None:
     assert np.array_equal(outputs(model, {"x": np.ones((2, 8), np.float32)})[0], np.full((2, 8), 4, np.float32))
 
 
+def test_inputs_with_default_values_are_never_merged_and_no_fuss_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+g (float[B] x, float a, float b) => (float[B] y) <float a = {1}, float b = {1}> {
+  p = Mul (x, a)
+  q = Mul (x, b)
+  y = Add (p, q)
+}""")
+    deduplicate(model)
+    assert census(model) == {"Add": 1, "Mul": 2}
+    assert [v.name for v in model.graph.inputs] == ["x", "a", "b"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_quantised_product_says_its_shape() -> None:
+    model = parsed(
+        "float[B,S,64] x, uint8[32,2,16] w, float[64] scales",
+        "float[B,32,S] y",
+        "m = com.microsoft.MatMulNBits <K=64, N=32, bits=4, block_size=32> (x, w, scales)"
+        " y = Transpose <perm = [0,2,1]> (m)",
+    )
+    (product,) = [n for n in model.graph if n.op_type == "MatMulNBits"]
+    assert dims(product.outputs[0]) == ("B", "S", 32)
+    assert product.outputs[0].dtype == ir.DataType.FLOAT
+
+
 @pytest.mark.parametrize(
     ("op", "disabled"),
     [("com.microsoft::SkipLayerNormalization", ("NRM006",)), ("deployml::SkipNormalization", ())],

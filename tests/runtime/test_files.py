@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -171,6 +172,22 @@ def test_a_writer_that_still_runs_is_left_alone(tmp_path):
         assert recover(tmp_path / "X.onnx") is False
         assert staging.folder.exists()
     assert (tmp_path / "X.onnx").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("step", ["away", "move", "drop"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_plan_that_leads_out_of_the_folder_is_not_carried_out(tmp_path, step, absolute):
+    folder, outside = tmp_path / "models", tmp_path / "precious"
+    outside.write_bytes(b"mine")
+    forged = folder / ".X.onnx.staging-forged"
+    forged.mkdir(parents=True)
+    (folder / "precious").write_bytes(b"theirs")
+    plan = {"away": [], "move": [], "drop": []} | {step: [str(outside) if absolute else "../precious"]}
+    (forged / "LOCK").touch()
+    (forged / "PLAN.json").write_text(json.dumps(plan))
+    assert recover(folder / "X.onnx") is False
+    assert outside.read_bytes() == b"mine"
+    assert not forged.exists()
 
 
 def test_unchanged_weights_are_not_touched(tmp_path):

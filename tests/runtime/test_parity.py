@@ -97,6 +97,27 @@ def test_lowest_numbers_that_mark_masked_scores_are_no_scale():
     assert judge(np.array([0, 1.0, 2.0], np.float32), theirs).verdict == "fail"
 
 
+@pytest.mark.parametrize(("fill", "dtype"), [(-1e9, np.float32), (-1e4, np.float32), (-65504, np.float16)])
+def test_numbers_that_fill_masked_places_are_no_scale(fill, dtype):
+    reference = np.linspace(-3, 3, 14).reshape(2, 7).astype(dtype)
+    reference[:, 5:] = fill
+    wrong, moved = reference.copy(), reference.copy()
+    wrong[0, 0] += 1
+    moved[1, 6] *= dtype(0.9)
+    granted = Granted(1e-2, "here")
+    found = compare(wrong, reference, case="c", output_name="y", granted=granted)
+    assert (found.verdict, found.worst) == ("fail", (0, 0))
+    assert found.needed == pytest.approx(1 / 3, rel=1e-2)
+    assert compare(moved, reference, case="c", output_name="y", granted=granted).worst == (1, 6)
+    assert compare(reference, reference, case="c", output_name="y", granted=granted).needed == 0
+
+
+def test_one_large_number_is_a_value_and_no_fill():
+    reference = np.array([[5e4, 1.0, 2.0]], np.float32)
+    found = compare(reference + np.float32(1), reference, case="c", output_name="y", granted=Granted(1e-4, "here"))
+    assert found.needed == pytest.approx(2e-5)
+
+
 def test_integers_are_equal_or_wrong():
     theirs = np.array([30000, 1], np.int64)
     assert judge(theirs, theirs).verdict == "pass"

@@ -1,0 +1,45 @@
+"""A float mask that reaches the scores through a product still forbids: its empty rows must not become NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from deployml.passes import pipeline
+from deployml.passes.example_text import graph_text
+
+from .core_graphs import CPU, run
+
+_INPUTS = "float[B,4,S,16] q, float[B,4,16,T] k, float[B,4,T,16] v, float[B,1,S,T] m, float[1] w"
+_BODY = """s = MatMul (q, k) {bias} a = Add (s, b) x = Softmax <axis = -1> (a) n = IsNaN (x)
+p = Where (n, zero, x) y = MatMul (p, v)"""
+
+
+@pytest.mark.parametrize(
+    "bias", ["b = Mul (m, two)", "b = Mul (two, m)", "b = Mul (m, w)", "c = Neg (m) b = Mul (c, less)"]
+)
+def test_a_scaled_float_mask_keeps_its_empty_rows_finite(bias: str) -> None:
+    text = graph_text(
+        _INPUTS,
+        "float[B,4,S,16] y",
+        _BODY.format(bias=bias),
+        constants="float zero = {0}, float two = {2}, float less = {-2}",
+    )
+    rng = np.random.default_rng(0)
+    given = {
+        "q": rng.standard_normal((2, 4, 5, 16)).astype(np.float32),
+        "k": rng.standard_normal((2, 4, 16, 7)).astype(np.float32),
+        "v": rng.standard_normal((2, 4, 7, 16)).astype(np.float32),
+        "m": np.where(rng.random((2, 1, 5, 7)) > 0.4, 0, -np.inf).astype(np.float32),
+        "w": np.ones(1, np.float32),
+    }
+    given["m"][0, 0, 1] = -np.inf
+    options = pipeline.Options(simplify=False, disabled=("own-attention",))
+    outcome = pipeline.run(ir.from_onnx_text(text), CPU, options=options)
+    (site,) = outcome.journal.sites
+    assert (site.status, site.assumptions) == ("fused", ("fully-masked-rows",))
+    (plain,), (fused,) = run(ir.from_onnx_text(text), given), run(outcome.model, given)
+    assert np.isfinite(fused).all()
+    some = np.isfinite(given["m"]).any(-1)[..., None].repeat(4, 1)
+    assert np.allclose(np.where(some, plain, 0), np.where(some, fused, 0), atol=1e-6)

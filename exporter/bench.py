@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..passes.attention.present import present_attention
 from ..runtime.errors import InputError
 from ..runtime.files import atomic_write, check_writable
 from ..runtime.html import html_report
@@ -21,7 +22,6 @@ from .measuring import Extras, Graph, MakeContender, measure_latency
 from .measuring import sweep as measure_sweep
 from .options import SourceOptions, picked
 from .reporting import report_on_file
-from .standing import attention_nodes
 from .sweeping import parse_sweep, sweep_cases
 
 __all__ = ["bench"]
@@ -88,7 +88,7 @@ def bench(
         points = sweep_cases(specs, wanted)
         graphs = {**_graphs(subject.graph, source), **_others(subject, contenders)}
         others = _torch_contenders(source, compile)
-        sites = tuple(n.name or "" for n in attention_nodes(subject.model))
+        sites = tuple(n.name or "" for n in present_attention(subject.model))
         latency = measure_latency(
             graphs,
             bench_cases(specs),

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from ..custom_ops import DOMAIN as OWN_DOMAIN
 from ..passes.attention.between import softmaxes
+from ..passes.attention.present import is_whole
 from ..passes.graph import census, dims, op_name
 from ..runtime.lock import CONSTANTS, Lock, LockedLatency, LockedParity, LockedSite, LockedValue
 from ..runtime.report import Report, Site
@@ -20,20 +20,8 @@ from .beside import report_beside
 from .invariants import signature_of
 from .source_map import MODULE_KEY, SOURCE_KEY
 
-__all__ = ["attention_nodes", "lock_of", "nan_weights", "plain_nodes"]
+__all__ = ["lock_of", "nan_weights", "plain_nodes"]
 
-#: Operators that are a whole attention, whoever made them.
-_FUSED: Final = frozenset(
-    {
-        "Attention",
-        "com.microsoft::Attention",
-        "com.microsoft::DecoderMaskedMultiHeadAttention",
-        "com.microsoft::GroupQueryAttention",
-        "com.microsoft::MultiHeadAttention",
-        "com.microsoft::PackedAttention",
-        "com.microsoft::PackedMultiHeadAttention",
-    }
-)
 _MADE_WITH: Final = "deployml.with."
 _PART: Final = re.compile(r"^(?:[^.\d]+\.)*?[^.\d]+\.\d+(?=\.|$)")
 _DIGITS: Final = 16
@@ -63,16 +51,6 @@ def lock_of(path: Path, model: ir.Model, *, weights: bool = True) -> Lock:
         parity=_parity(report),
         latency=_latency(report),
     )
-
-
-def attention_nodes(model: ir.Model) -> list[ir.Node]:
-    """The nodes that are a whole attention each."""
-    return [node for node in model.graph.all_nodes() if _is_fused(node)]
-
-
-def _is_fused(node: ir.Node) -> bool:
-    own = node.domain == OWN_DOMAIN and "Attention" in node.op_type
-    return own or op_name(node) in _FUSED
 
 
 def nan_weights(model: ir.Model) -> list[str]:
@@ -137,7 +115,7 @@ def _sites(model: ir.Model, report: Report | None) -> tuple[LockedSite, ...]:
     attending = {id(n) for n in softmaxes(model.graph)}
     found = []
     for node in model.graph.all_nodes():
-        if _is_fused(node):
+        if is_whole(node):
             found.append(LockedSite(status="fused", op=op_name(node), **_place(node)))
         elif id(node) in attending:
             found.append(LockedSite(status="declined", nodes=plain_nodes(node), **_place(node)))

@@ -6,14 +6,15 @@ from typing import Final
 
 import onnx_ir as ir
 
+from ... import custom_ops
 from ...runtime.report import Site
-from ..capability import capability
+from ..capability import OWN, capability
 from ..engine import Engine
-from ..graph import attribute, op_name
+from ..graph import assumed, attribute, op_name
 
-__all__ = ["present_attention", "record_present"]
+__all__ = ["is_whole", "present_attention", "record_present"]
 
-#: Operators that hold a whole attention.
+#: Operators of others that hold a whole attention.
 _ATTENTION: Final = frozenset(
     {
         "Attention",
@@ -22,7 +23,10 @@ _ATTENTION: Final = frozenset(
         "com.microsoft::GroupQueryAttention",
         "com.microsoft::PackedMultiHeadAttention",
         "com.microsoft::PackedAttention",
+        "com.microsoft::DecoderAttention",
         "com.microsoft::DecoderMaskedMultiHeadAttention",
+        "com.microsoft::DecoderMaskedSelfAttention",
+        "com.microsoft::LongformerAttention",
         "com.microsoft::PagedAttention",
         "com.microsoft::SparseAttention",
         "com.microsoft::QAttention",
@@ -30,9 +34,15 @@ _ATTENTION: Final = frozenset(
 )
 
 
+def is_whole(node: ir.Node) -> bool:
+    """Whether a node is an attention, whoever made it: deployml's own operators, onnxruntime's or the standard's."""
+    own = node.domain == custom_ops.DOMAIN and "Attention" in node.op_type
+    return own or op_name(node) in _ATTENTION
+
+
 def present_attention(model: ir.Model) -> list[ir.Node]:
     """The attention nodes of a graph, in order."""
-    return [n for n in model.graph.all_nodes() if op_name(n) in _ATTENTION]
+    return [n for n in model.graph.all_nodes() if is_whole(n)]
 
 
 def record_present(engine: Engine, before: list[ir.Node]) -> None:
@@ -41,7 +51,8 @@ def record_present(engine: Engine, before: list[ir.Node]) -> None:
     for node in before:
         if node.graph is None:
             continue
-        row = capability(op_name(node), target.name, target.onnxruntime)
+        op = OWN if node.domain == custom_ops.DOMAIN else op_name(node)
+        row = capability(op, target.name, target.onnxruntime)
         heads = attribute(node, "num_heads") or attribute(node, "q_num_heads")
         shared = attribute(node, "kv_num_heads")
         engine.journal.sites.append(
@@ -54,6 +65,7 @@ def record_present(engine: Engine, before: list[ir.Node]) -> None:
                 detail="was one node already",
                 module_path=node.metadata_props.get("deployml.module"),
                 source=node.metadata_props.get("deployml.source"),
+                assumptions=assumed(node),
                 origin="op",
                 facts={k: v for k, v in (("heads", heads), ("kv_heads", shared or heads)) if v},
             )

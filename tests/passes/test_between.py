@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
+from deployml.custom_ops import register
 from deployml.passes import pipeline
 from deployml.passes.attention.between import softmaxes
 from deployml.passes.example_text import graph_text
@@ -167,3 +168,15 @@ def test_the_journal_lists_nothing_else(name: str) -> None:
     inputs, results, body, constants = OTHER[name]
     model = ir.from_onnx_text(graph_text(inputs, results, body, constants=constants))
     assert not pipeline.run(model, CPU, options=pipeline.Options(simplify=False)).journal.sites
+
+
+def test_what_was_fused_before_is_a_site_again() -> None:
+    inputs, results, body, _ = ATTENTION["plain"]
+    body = body.replace("p = Softmax", "t = Where (m, s, low) p = Softmax").replace("(s) y", "(t) y")
+    text = graph_text(inputs + ", bool[1,4,1,S] m", results, body, constants="float low = {-inf}")
+    first = pipeline.run(ir.from_onnx_text(text), CPU, options=pipeline.Options(simplify=False), configure=register)
+    again = pipeline.run(first.model.clone(), CPU, options=pipeline.Options(simplify=False), configure=register)
+    (was,), (site,) = first.journal.sites, again.journal.sites
+    assert was.op == "deployml::FlashAttention_mask"
+    assert (site.name, site.status, site.op) == (was.name, "fused", was.op)
+    assert site.assumptions == was.assumptions == ("fully-masked-rows",)

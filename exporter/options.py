@@ -87,6 +87,13 @@ class Options:
                 "--require-fused asks for fused attention and --no-fuse-attention forbids it",
                 hint="leave one of the two out",
             )
+        if self.opset is not None and (isinstance(self.opset, bool) or not isinstance(self.opset, int)):
+            raise InputError(f"'{self.opset}' is no opset", hint=f"give a number from {MIN_OPSET} to {MAX_OPSET}")
+        if isinstance(self.disable_fusion, str):
+            raise InputError(
+                f"disable_fusion is the text '{self.disable_fusion}' and not a list of rules",
+                hint=f'give disable_fusion=["{self.disable_fusion}"]',
+            )
         if self.external_data not in get_args(ExternalData):
             raise InputError(
                 f"there is no way '{self.external_data}' to store weights",

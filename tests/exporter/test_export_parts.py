@@ -59,7 +59,14 @@ def test_options_add_up_to_a_target():
 
 @pytest.mark.parametrize(
     "given",
-    [{"opset": 8}, {"min_onnxruntime": "1.21"}, {"target": "vulkan"}, {"opset": 23, "min_onnxruntime": "1.22"}],
+    [
+        {"opset": 8},
+        {"opset": "21"},
+        {"min_onnxruntime": "1.21"},
+        {"target": "vulkan"},
+        {"opset": 23, "min_onnxruntime": "1.22"},
+        {"disable_fusion": "own-attention"},
+    ],
 )
 def test_options_that_cannot_be_had(given):
     with pytest.raises(InputError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import DeploymlError
 from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
 from ..runtime.target import Fusion, TargetName
@@ -85,7 +88,7 @@ def optimize(
         options.check_available(resolved)
         specs = input_specs(model)
         checks = Checks(
-            reference=_given_graph,
+            reference=partial(_given_graph, path_or_model),
             cases=lambda: parity_cases(specs),
             bench=lambda: bench_cases(specs),
             seconds=bench_seconds,
@@ -103,7 +106,15 @@ def optimize(
         )
 
 
-def _given_graph(unfused: Graph) -> Reference:
-    """The unfused graph on the CPU, as it is written, without onnxruntime's fusions."""
-    session = replace(unfused, target="cpu").open(optimize="none")
+def _given_graph(given: Any, unfused: Graph) -> Reference:
+    """The given file on the CPU as it is, so that conversion and folding are judged too, without onnxruntime's fusions.
+
+    A model in memory, and a file that onnxruntime does not open, are represented by the unfused graph.
+    """
+    unfused = replace(unfused, target="cpu")
+    if isinstance(given, str | Path):
+        with suppress(DeploymlError):
+            session = replace(unfused, path=Path(given).expanduser()).open(optimize="none")
+            return Reference(run=session_runner(session), name="the given graph in onnxruntime")
+    session = unfused.open(optimize="none")
     return Reference(run=session_runner(session), name="the unfused graph in onnxruntime")

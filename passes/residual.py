@@ -71,6 +71,11 @@ TABLE: Final = (
 
 
 def forms(norm: str, target: Target) -> tuple[Form, ...]:
-    """The forms of a norm with its residual sum that pay on a target, best first; the own one where it is built."""
-    found = (row.form for row in TABLE if row.holds(norm, target))
+    """The forms of a norm with its residual sum that pay on a target, best first; the own one where it is built.
+
+    With ``--fusion always`` onnxruntime's fused operator comes before a plain sum, whatever it costs.
+    """
+    found = [row.form for row in TABLE if row.holds(norm, target)]
+    if found and target.fusion == "always":
+        found = [*dict.fromkeys([*(form for form in found if form != "sum"), "fused"])]
     return tuple(form for form in found if form != "own" or library_path("cpu") is not None)

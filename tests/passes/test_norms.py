@@ -8,8 +8,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from deployml.passes import norms
+from deployml.passes import norms, residual
 from deployml.passes.graph import attribute, census, constant
+from deployml.runtime.target import Target
 
 from .rewriting import declined, outputs, parsed, rewrite
 
@@ -159,3 +160,13 @@ def test_a_written_out_sum_of_an_earlier_export_becomes_the_own_operator() -> No
     )
     rewrite(model, norms.RULES)
     assert census(model) == {f"{OWN}_shift_bias": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "library", "expected"),
+    [("cpu", True, ("own", "fused")), ("cpu", False, ("fused",)), ("cuda", True, ("fused",)), ("portable", True, ())],
+)
+def test_fusing_always_never_leaves_a_plain_sum(monkeypatch, target, library, expected) -> None:
+    monkeypatch.setattr(residual, "library_path", lambda backend: "library" if library else None)
+    asked = Target(name=target, onnxruntime=(1, 31, 1), opset=21, fusion="always")
+    assert residual.forms("LayerNormalization", asked) == expected

@@ -23,6 +23,7 @@ from .sizes import size_variants
 from .surgery import drop_empty_concatenations, keep_attention_whole
 from .torchscript import as_module
 from .trace import fixed_size, quiet_run, trace, user_tensors
+from .trimming import count_trims_from_the_front
 
 __all__ = ["capture"]
 
@@ -49,6 +50,7 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
         else:
             captured = _capture_module(loaded)
         drop_empty_concatenations(captured.program)
+        count_trims_from_the_front(captured.program)
         cast_integers_after_numbers(captured.program)
         open_complex_layout(captured.program)
         calls = keep_attention_whole(captured.program) if keep_attention else 0

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from deployml.exporter.capture import capture, check_dynamic
+from deployml.exporter.capture.inputs import examples_of
+from deployml.exporter.capture.replay import Replay
 from deployml.exporter.loaded import Loaded
 from deployml.runtime.errors import InputError, UnsupportedError
 
@@ -221,6 +223,29 @@ def test_declared_bounds_leave_the_other_branch_out() -> None:
     axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", min=5)}}
     loaded = _load(LongBranch(), torch.randn(3, 6, 8), axes=axes)
     assert check_dynamic(loaded, capture(loaded)) == ()
+
+
+class Windows(torch.nn.Module):
+    """Pads to whole windows of 4 and cuts the padding off again, where there is any."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = (4 - x.shape[1] % 4) % 4
+        if padding > 0:
+            x = torch.nn.functional.pad(x, (0, 0, 0, padding))
+        sums = x.reshape(x.shape[0], -1, 4, x.shape[2]).cumsum(2).reshape(x.shape)
+        if padding > 0:
+            sums = sums[:, :-padding]
+        return sums
+
+
+@pytest.mark.parametrize("length", [3, 4, 8, 9])
+def test_padding_that_is_cut_off_again_may_be_none(length: int) -> None:
+    loaded = _load(Windows(), torch.randn(2, 7, 6))
+    captured = capture(loaded)
+    assert check_dynamic(loaded, captured) == ()
+    x = torch.randn(2, length, 6)
+    (found,) = Replay(captured.program).outputs(examples_of(_load(Windows(), x)))
+    torch.testing.assert_close(found, Windows()(x))
 
 
 class ShortBranch(torch.nn.Module):

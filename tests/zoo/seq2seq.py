@@ -66,6 +66,10 @@ ENTRIES: tuple[Entry, ...] = (
             max_decoder_position_embeddings=64,
         ),
         sites=6,
+        declined={
+            "chunked-scores": "the scores of overlapping chunks are pasted into one band: a dense kernel would compute "
+            "them all, which is what this model avoids"
+        },
     ),
     hf("whisper", "WhisperForConditionalGeneration", "WhisperConfig", Features(), _WHISPER, sites=6),
     hf("whisper_encoder", "WhisperModel", "WhisperConfig", Features(decoder=False), _WHISPER, part="encoder"),

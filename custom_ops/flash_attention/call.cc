@@ -6,36 +6,11 @@
 #include <initializer_list>
 #include <vector>
 
-#include "ort_status.h"
+#include "ort_tensor.h"
 #include "signature.h"
 
 namespace deployml {
 namespace {
-
-/// The sizes of a tensor, held without an allocation: small calls take microseconds. No input has more than 8 axes.
-struct Dims {
-  int64_t values[8] = {};
-  size_t rank = 0;
-
-  size_t size() const { return rank; }
-  int64_t operator[](size_t axis) const { return values[axis]; }
-};
-
-/// Text of a shape for messages: "(2, 7, 64)".
-struct ShapeText {
-  char text[200];
-  explicit ShapeText(const Dims& dims) {
-    size_t at = size_t(std::snprintf(text, sizeof text, "("));
-    for (size_t i = 0; i < dims.size() && at < sizeof text - 32; ++i)
-      at += size_t(std::snprintf(text + at, sizeof text - at, i ? ", %lld" : "%lld", (long long)dims[i]));
-    std::snprintf(text + at, sizeof text - at, ")");
-  }
-};
-
-struct Input {
-  const void* data = nullptr;
-  Dims dims;
-};
 
 class Call {
  public:
@@ -64,33 +39,10 @@ class Call {
     if (count != signature_.inputs)
       fail(ort::kInvalidArgument, "has %zu inputs, its name asks for %zu", count, signature_.inputs);
     for (size_t i = 0; i < count; ++i) {
-      const OrtValue* value = nullptr;
-      check(ort::KernelContextGetInput::call(api_, context_, i, &value));
-      if (value == nullptr)
-        fail(ort::kInvalidArgument, "input %s is absent, the name of the operator promises it",
-             kRoleNames[size_t(signature_.roles[i])]);
-      if (i == 0) query_ = value;
-      inputs_[size_t(signature_.roles[i])] = read(value, signature_.roles[i]);
+      const size_t role = size_t(signature_.roles[i]);
+      inputs_[role] = read_input(api_, context_, i, kRoleNames[role]);
     }
-  }
-
-  Input read(const OrtValue* value, Role role) {
-    Input input;
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(ort::GetTensorTypeAndShape::call(api_, value, &info));
-    OrtStatus* status = ort::GetDimensionsCount::call(api_, info, &input.dims.rank);
-    const bool fits = input.dims.rank <= sizeof input.dims.values / sizeof *input.dims.values;
-    if (status == nullptr && fits)
-      status = ort::GetDimensions::call(api_, info, input.dims.values, input.dims.rank);
-    ort::ReleaseTensorTypeAndShapeInfo::call(api_, info);
-    check(status);
-    if (!fits)
-      fail(ort::kInvalidArgument, "input %s has %zu axes, none has more than 4", kRoleNames[size_t(role)],
-           input.dims.rank);
-    void* data = nullptr;
-    check(ort::GetTensorMutableData::call(api_, const_cast<OrtValue*>(value), &data));
-    input.data = data;
-    return input;
+    check(ort::KernelContextGetInput::call(api_, context_, 0, &query_));
   }
 
   const Input& input(Role role) const { return inputs_[size_t(role)]; }

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..graph import Builder, dims, op_name, producer
+from ..graph import Builder, dims, producer
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 from .scores import swaps_last
+from .weights import comes_from_softmax
 
 __all__ = ["ValueFirst"]
 
@@ -56,7 +57,9 @@ class ValueFirst(Rule):
     def examine(self, node: ir.Node, context: Context) -> Facts:
         left, right = node.inputs
         turned = producer(right, "Transpose")
-        if left is None or turned is None or not swaps_last(turned) or not _from_softmax(turned.inputs[0]):
+        if left is None or turned is None or not swaps_last(turned):
+            raise Declined("no-match", "no weights on the right")
+        if not comes_from_softmax(turned.inputs[0], _HANDS_ON):
             raise Declined("no-match", "no weights on the right")
         if left.producer() is None and left.const_value is not None:
             raise Declined("no-match", "the value is a weight")
@@ -71,18 +74,6 @@ class ValueFirst(Rule):
         shape = None if old.shape is None else [*list(old.shape)[:-2], old.shape[-1], old.shape[-2]]
         product = g.op("MatMul", facts.weights, value, dtype=old.dtype, shape=shape)
         return Replacement(old=[old], new=[_turned(g, product)])
-
-
-def _from_softmax(value: ir.Value | None, steps: int = 8) -> bool:
-    """Whether a value is a softmax over its last axis, in another type or view, or guarded."""
-    for _ in range(steps):
-        node = None if value is None else value.producer()
-        if node is None or op_name(node) == "Softmax":
-            return node is not None
-        if op_name(node) not in _HANDS_ON:
-            return False
-        value = node.inputs[2] if op_name(node) == "Where" else node.inputs[0]
-    return False
 
 
 def _turned(g: Builder, value: ir.Value) -> ir.Value:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..graph import Builder, dims, op_name, producer
+from ..graph import Builder, dims, producer
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from .weights import comes_from_softmax
 
 __all__ = ["WeightFactor"]
 
@@ -62,7 +63,9 @@ class WeightFactor(Rule):
         left, right = scaled.inputs
         pairs = [(left, right)] if scaled.op_type == "Div" else [(left, right), (right, left)]
         for weights, factor in pairs:
-            if weights is not None and factor is not None and _one_column(factor, weights) and _from_softmax(weights):
+            if weights is None or factor is None or not _one_column(factor, weights):
+                continue
+            if comes_from_softmax(weights, _HANDS_ON):
                 return Facts(node, weights, factor, value, scaled.op_type)
         raise Declined("no-match", "the factor is not one number a row of attention weights")
 
@@ -75,17 +78,6 @@ class WeightFactor(Rule):
 def _one_column(factor: ir.Value, beside: ir.Value) -> bool:
     shape, rows = dims(factor), dims(beside)
     return shape is not None and rows is not None and len(shape) <= len(rows) and (not shape or shape[-1] == 1)
-
-
-def _from_softmax(value: ir.Value | None, steps: int = 6) -> bool:
-    for _ in range(steps):
-        node = None if value is None else value.producer()
-        if node is None or op_name(node) == "Softmax":
-            return node is not None
-        if op_name(node) not in _HANDS_ON:
-            return False
-        value = node.inputs[2] if op_name(node) == "Where" else node.inputs[0]
-    return False
 
 
 def _text(body: str, factor: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from ..graph import attribute, dims, op_name, producer, scalar
 from ..rule import Declined
 from .scores import View, filling
 
-__all__ = ["Downward", "attends", "read_elsewhere", "walk_down"]
+__all__ = ["Downward", "attends", "comes_from_softmax", "read_elsewhere", "walk_down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +139,15 @@ def read_elsewhere(softmax: ir.Node, down: Downward) -> bool:
         if node is down.node:
             return False
         value = node.outputs[0]
+
+
+def comes_from_softmax(value: ir.Value | None, through: Collection[str], steps: int = 8) -> bool:
+    """Whether a value is a softmax's, handed on by the operators of ``through`` (a guard's Where by its last input)."""
+    for _ in range(steps):
+        node = None if value is None else value.producer()
+        if node is None or op_name(node) == "Softmax":
+            return node is not None
+        if op_name(node) not in through:
+            return False
+        value = node.inputs[2] if op_name(node) == "Where" else node.inputs[0]
+    return False

@@ -39,6 +39,12 @@ class Between:
 
     up: tuple[ir.Node, ...]
     down: tuple[ir.Node, ...]
+    products: tuple[ir.Node, ir.Node]
+
+    @property
+    def summed(self) -> bool:
+        """Whether a product is written as a sum over element-wise products."""
+        return any(n.op_type == "ReduceSum" for n in self.products)
 
     @property
     def chunked(self) -> bool:
@@ -70,7 +76,7 @@ def between(node: ir.Node) -> Between | None:
     if up is None:
         return None
     down = _search(node.outputs[0], axis, upwards=False)
-    return None if down is None else Between(up, down)
+    return None if down is None else Between(up[0], down[0], (up[1], down[1]))
 
 
 def _softmax_axis(node: ir.Node, shape: Sequence[object] | None) -> int:
@@ -113,8 +119,8 @@ def _reached(value: ir.Value | None, op: str, steps: int) -> ir.Node | None:
     return None
 
 
-def _search(start: ir.Value, axis: int, *, upwards: bool) -> tuple[ir.Node, ...] | None:
-    """The nodes from a value to the nearest product of computed tensors; None when there is none.
+def _search(start: ir.Value, axis: int, *, upwards: bool) -> tuple[tuple[ir.Node, ...], ir.Node] | None:
+    """The nodes from a value to the nearest product of computed tensors, and it; None when there is none.
 
     ``axis`` counts from the last (1) and is followed where that is plain; 0 means it was lost on the way.
     """
@@ -128,9 +134,11 @@ def _search(start: ir.Value, axis: int, *, upwards: bool) -> tuple[ir.Node, ...]
             came[id(node)] = before
             if op_name(node) in _PRODUCTS:
                 if _is_product(node, axis) if upwards else _weighs(node, value):
-                    return _trail(before, came)
+                    return _trail(before, came), node
                 if not _mixes(node, value, axis, upwards):
                     continue
+            elif _sums_products(node):
+                return _trail(before, came), node
             elif _ends(node):
                 continue
             queue.extend((v, _follow(node, value, v, axis, upwards), node) for v in _onwards(node, upwards))
@@ -174,6 +182,21 @@ def _is_product(node: ir.Node, axis: int) -> bool:
         return False
     of_keys = _operand_of(node, axis)
     return of_keys is not None and not learned[of_keys] and _is_query(node, pair[1 - of_keys], 1 - of_keys)
+
+
+def _sums_products(node: ir.Node) -> bool:
+    """Whether a product of two computed tensors is written as a sum over products of what each has and the other not.
+
+    So are scores, (S, 1, H) times (1, T, H), and weighted values, (S, T, 1) times (1, T, H).
+    """
+    factors = producer(node.inputs[0], "Mul") if op_name(node) == "ReduceSum" else None
+    if factors is None or any(v is None or _learned(v) for v in factors.inputs):
+        return False
+    left, right = (dims(v) for v in factors.inputs)
+    if left is None or right is None:
+        return False
+    pairs = list(zip(reversed(left), reversed(right), strict=False))
+    return any(a == 1 != b for a, b in pairs) and any(b == 1 != a for a, b in pairs)
 
 
 def _is_query(node: ir.Node, value: ir.Value, position: int) -> bool:

@@ -45,7 +45,8 @@ class SoftmaxAttention(Rule):
 
     ## When it declines
     ``no-score-product`` (the softmax is not over scores, or an operator on the way is not understood),
-    ``chunked-scores`` (they are put together from pieces, as sliding chunks are), ``score-layout``,
+    ``chunked-scores`` (they are put together from pieces, as sliding chunks are), ``sum-of-products`` (scores
+    written as multiply and sum instead of a product), ``score-layout``,
     ``score-factor``, ``mask-fill``, ``softcap-form``, ``weights-changed`` (something other than a guard stands
     between the softmax and the value: talking heads, re-weighting).
 
@@ -116,17 +117,27 @@ class SoftmaxAttention(Rule):
 
 def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:
     """Down to the value product and up to the score product."""
-    chunked = Declined("chunked-scores", "the scores are put together from pieces, chunk by chunk", at=softmax)
+    outline = _outline(softmax, around)
     if not attends(softmax):
-        if around.chunked:
-            raise chunked
+        if outline is not None:
+            raise outline
         raise Declined("weights-changed", "the weights are changed between softmax and value", at=softmax)
     scores = softmax.inputs[0]
     assert scores is not None
     try:
         return walk_down(softmax), score_product(scores)
     except Declined as no:
-        raise (chunked if around.chunked else no) from no
+        raise (outline or no) from no
+
+
+def _outline(softmax: ir.Node, around: Between) -> Declined | None:
+    """What the outline of an attention says about why it is not recognised."""
+    if around.summed:
+        detail = "scores or weighted values are written as multiply and sum; write them as a matmul or an einsum"
+        return Declined("sum-of-products", detail, at=softmax)
+    if around.chunked:
+        return Declined("chunked-scores", "the scores are put together from pieces, chunk by chunk", at=softmax)
+    return None
 
 
 def _forbid(product: Product, down: Downward, softmax: ir.Node) -> None:

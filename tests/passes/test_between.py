@@ -25,6 +25,13 @@ _CHUNKED = """s = MatMul (q, k) a = Slice (s, zero, one, axis) b = Slice (s, one
 
 ATTENTION = {
     "plain": (_QKV, _Y, "s = MatMul (q, k) p = Softmax <axis = -1> (s) y = MatMul (p, v)", ""),
+    "sums of products": (
+        "float[B,4,S,1,16] q, float[B,4,1,S,16] k, float[B,4,1,S,16] v",
+        _Y,
+        """a = Mul (q, k) s = ReduceSum <keepdims = 0> (a, ax) p = Softmax <axis = -1> (s) u = Unsqueeze (p, ax)
+        b = Mul (u, v) y = ReduceSum <keepdims = 0> (b, keys)""",
+        "int64[1] ax = {-1}, int64[1] keys = {3}",
+    ),
     "sine on the way": (_QKV, _Y, "s = MatMul (q, k) t = Sin (s) p = Softmax (t) u = Abs (p) y = MatMul (u, v)", ""),
     "chunked": (_QKV, _Y, _CHUNKED, _PIECES),
     "written with an epsilon": (
@@ -91,6 +98,12 @@ ATTENTION = {
     ),
 }
 OTHER = {
+    "tokens weighted by a linear layer": (
+        "float[B,S,8] x",
+        "float[B,8] y",
+        """s = MatMul (x, w) p = Softmax <axis = 1> (s) t = Mul (p, x) y = ReduceSum <keepdims = 0> (t, one)""",
+        "float[8,1] w = {1,2,3,4,5,6,7,8}, int64[1] one = {1}",
+    ),
     "router": (
         "float[B,S,8] x, float[B,S,2,8] experts",
         "float[B,S,1,8] y",
@@ -149,6 +162,7 @@ def test_another_softmax_is_none(name: str) -> None:
     ("name", "reason"),
     [
         ("chunked", "chunked-scores"),
+        ("sums of products", "sum-of-products"),
         ("sine on the way", "weights-changed"),
         ("written with an epsilon", "softmax-term"),
         ("written with a mask", "not-recognised"),

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from . import canonical
 from .graph import attribute, constant
+from .notable import Ids, notable, takes_ids
 from .symbols import free_names, size_of
 
 __all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "plans", "random_feeds"]
@@ -34,10 +35,11 @@ _LIMIT: Final = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One case of a proof: sizes by symbol, and the number that picks its padding patterns."""
+    """One case of a proof: sizes by symbol, the number that picks its padding patterns, and ids in their place."""
 
     sizes: dict[str, int]
     case: int
+    ids: Ids | None = None
 
 
 def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Iterable[ir.Value]) -> list[Plan]:
@@ -61,6 +63,10 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
     if longest:
         cases.append(Plan(_apply(tied, _long(values, longest + 3)), _LENGTHS))
+    ids = notable(values, nodes)
+    if ids is not None:
+        many = Plan(_apply(tied, _batched(values, _MANY)), 0)
+        cases.extend(Plan(plan.sizes, 0, ids) for plan in (*cases[:1], many) if can_be(plan.sizes, dims))
     return cases
 
 
@@ -212,10 +218,12 @@ def random_feeds(
     rng: np.random.Generator,
     case: int,
     forbidding: Sequence[ir.Value] = (),
+    ids: Ids | None = None,
 ) -> dict[str, np.ndarray]:
     """Random arrays for values, under ``i0``, ``i1``, ...: normal floats, padding patterns, small integers.
 
     Floats among ``forbidding`` get minus infinity (the lowest number, in every other case) in padding patterns.
+    Integers are drawn from ``ids``, where they are given, in the place of patterns.
     Patterns and integers do not depend on which floats are drawn beside them: a rewrite that is wrong for a pattern
     stays wrong when the proof asks again with other floats free.
     """
@@ -233,6 +241,9 @@ def random_feeds(
                 shape.append(max(size_of(dim, sizes), 0) if free_names(dim) else next(unknown))
         free_float = value.dtype.is_floating_point() and id(value) not in masks
         marks = rng if free_float else np.random.default_rng([case, next(patterns)])
+        if ids is not None and takes_ids(value) and 0 not in shape:
+            feeds[f"i{index}"] = ids.draw(value, shape, sizes, marks)
+            continue
         drawn = _random(value, tuple(shape), marks, case, max(sizes.values(), default=1))
         if id(value) in masks:
             low = ml_dtypes.finfo(drawn.dtype).min if case % 2 else -np.inf

@@ -137,14 +137,10 @@ class Prover:
         worst, trouble = Worst(), ""
         count = len(replacement.old)
         for plan in cases:
-            number, sizes = plan.case, plan.sizes
-            rng = np.random.default_rng([self._seed, number, zlib.crc32(str(len(free)).encode())])
-            feeds = random_feeds(free, sizes, rng, number, replacement.forbidding)
             exact: Sequence[np.ndarray] | None = None
-            try:
-                old = old_run(feeds)
-            except Exception as error:  # these sizes do not fit the model (a fixed window, say) ...
-                trouble = _first_line(error)
+            feeds, old, why = self._old(old_run, free, plan, replacement.forbidding)
+            if old is None:  # these sizes do not fit the model (a fixed window, say) ...
+                trouble = why
                 exact = None if exact_run is None else _tried(exact_run, feeds)
                 if exact is None:
                     continue
@@ -159,11 +155,25 @@ class Prover:
             problem = judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
             if problem:
                 return Proof(False, worst.error, worst.unfused, worst.granted, detail=problem)
-            worst.full = worst.full or (worst.ran > compared and max(sizes.values(), default=2) > 1)
+            worst.full = worst.full or (worst.ran > compared and max(plan.sizes.values(), default=2) > 1)
         if not worst.full:
             why = f"did not run on any size: {trouble}" if trouble else "gives no finite number on any size"
             return Proof(False, method="not-run", detail=f"the old form {why}")
         return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
+
+    def _old(
+        self, run: Run, free: Sequence[ir.Value], plan: Plan, forbidding: Sequence[ir.Value]
+    ) -> tuple[dict[str, np.ndarray], list[np.ndarray] | None, str]:
+        """The inputs of a case, what the old form gives for them, and why it does not where it gives nothing."""
+        feeds, trouble = dict[str, np.ndarray](), ""
+        for ids in (None,) if plan.ids is None else plan.ids.narrower():
+            rng = np.random.default_rng([self._seed, plan.case, zlib.crc32(str(len(free)).encode())])
+            feeds = random_feeds(free, plan.sizes, rng, plan.case, forbidding, ids)
+            try:
+                return feeds, run(feeds), ""
+            except Exception as error:
+                trouble = _first_line(error)
+        return feeds, None, trouble
 
     def _runs(self, old_model: ir.Model, new_model: ir.Model) -> tuple[ir.Model, Run, Run]:
         """Both forms ready to run, and the old one; in float32 where halves have no kernel on the CPU."""

@@ -35,11 +35,18 @@ _HANDS_ON: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The operators between the score product and the weights, and between the weights and the value product."""
+    """The operators between the score product and the weights, and between the weights and the value product.
+
+    Attributes:
+        up, down: These operators.
+        products: The two products.
+        over_keys: Whether the value product sums over the axis that the softmax does; None where that was lost.
+    """
 
     up: tuple[ir.Node, ...]
     down: tuple[ir.Node, ...]
     products: tuple[ir.Node, ir.Node]
+    over_keys: bool | None = None
 
     @property
     def summed(self) -> bool:
@@ -76,7 +83,7 @@ def between(node: ir.Node) -> Between | None:
     if up is None:
         return None
     down = _search(node.outputs[0], axis, upwards=False)
-    return None if down is None else Between(up[0], down[0], (up[1], down[1]))
+    return None if down is None else Between(up[0], down[0], (up[1], down[1]), down[2])
 
 
 def _softmax_axis(node: ir.Node, shape: Sequence[object] | None) -> int:
@@ -119,10 +126,13 @@ def _reached(value: ir.Value | None, op: str, steps: int) -> ir.Node | None:
     return None
 
 
-def _search(start: ir.Value, axis: int, *, upwards: bool) -> tuple[tuple[ir.Node, ...], ir.Node] | None:
+def _search(
+    start: ir.Value, axis: int, *, upwards: bool
+) -> tuple[tuple[ir.Node, ...], ir.Node, bool | None] | None:
     """The nodes from a value to the nearest product of computed tensors, and it; None when there is none.
 
-    ``axis`` counts from the last (1) and is followed where that is plain; 0 means it was lost on the way.
+    ``axis`` counts from the last (1) and is followed where that is plain; 0 means it was lost on the way. Last comes
+    whether the product sums over it.
     """
     came: dict[int, ir.Node | None] = {}
     queue: deque[tuple[ir.Value, int, ir.Node | None]] = deque([(start, axis, None)])
@@ -134,11 +144,11 @@ def _search(start: ir.Value, axis: int, *, upwards: bool) -> tuple[tuple[ir.Node
             came[id(node)] = before
             if op_name(node) in _PRODUCTS:
                 if _is_product(node, axis) if upwards else _weighs(node, value):
-                    return _trail(before, came), node
+                    return _trail(before, came), node, _sums_over(node, value, axis)
                 if not _mixes(node, value, axis, upwards):
                     continue
             elif _sums_products(node):
-                return _trail(before, came), node
+                return _trail(before, came), node, None
             elif _ends(node):
                 continue
             queue.extend((v, _follow(node, value, v, axis, upwards), node) for v in _onwards(node, upwards))
@@ -227,6 +237,18 @@ def _weighs(node: ir.Node, weights: ir.Value) -> bool:
     """Whether a product weighs something computed with these weights."""
     others = [v for v in node.inputs if v is not None and v is not weights]
     return bool(others) and not any(_learned(v) for v in others)
+
+
+def _sums_over(node: ir.Node, weights: ir.Value, axis: int) -> bool | None:
+    """Whether a product sums over an axis (from the last) of one of its operands; None where that is not plain."""
+    if not axis or weights not in node.inputs:
+        return None
+    if op_name(node) == "MatMul":
+        return axis == (1 if node.inputs[0] is weights else 2)
+    if op_name(node) != "Einsum":
+        return None
+    term, result = _term(node, weights), _letters(node)[-1]
+    return term[-axis] not in result if axis <= len(term) and "." not in term else None
 
 
 def _mixes(node: ir.Node, value: ir.Value, axis: int, upwards: bool) -> bool:

@@ -46,7 +46,7 @@ class SoftmaxAttention(Rule):
     ## When it declines
     ``no-score-product`` (the softmax is not over scores, or an operator on the way is not understood),
     ``chunked-scores`` (they are put together from pieces, as sliding chunks are), ``sum-of-products`` (scores
-    written as multiply and sum instead of a product), ``score-layout``,
+    written as multiply and sum instead of a product), ``softmax-over-queries`` (slot attention), ``score-layout``,
     ``score-factor``, ``mask-fill``, ``softcap-form``, ``weights-changed`` (something other than a guard stands
     between the softmax and the value: talking heads, re-weighting).
 
@@ -135,6 +135,9 @@ def _outline(softmax: ir.Node, around: Between) -> Declined | None:
     if around.summed:
         detail = "scores or weighted values are written as multiply and sum; write them as a matmul or an einsum"
         return Declined("sum-of-products", detail, at=softmax)
+    if around.over_keys is False:
+        detail = "the softmax runs over the queries of each key, not over the keys of each query"
+        return Declined("softmax-over-queries", detail, at=softmax)
     if around.chunked:
         return Declined("chunked-scores", "the scores are put together from pieces, chunk by chunk", at=softmax)
     return None

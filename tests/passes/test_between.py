@@ -34,6 +34,26 @@ ATTENTION = {
     ),
     "sine on the way": (_QKV, _Y, "s = MatMul (q, k) t = Sin (s) p = Softmax (t) u = Abs (p) y = MatMul (u, v)", ""),
     "chunked": (_QKV, _Y, _CHUNKED, _PIECES),
+    "over the queries": (
+        "float[B,4,S,16] q, float[B,4,16,T] k, float[B,4,T,16] v",
+        _Y,
+        "s = MatMul (q, k) p = Softmax <axis = 2> (s) y = MatMul (p, v)",
+        "",
+    ),
+    "over the queries, keys first": (
+        "float[B,4,S,16] q, float[B,4,16,T] k, float[B,4,T,16] v",
+        _Y,
+        """s = MatMul (q, k) t = Transpose <perm = [0,1,3,2]> (s) p = Softmax <axis = -1> (t)
+        u = Transpose <perm = [0,1,3,2]> (p) y = MatMul (u, v)""",
+        "",
+    ),
+    "over the queries by letters": (
+        "float[B,S,4,16] q, float[B,T,4,16] k, float[B,T,4,16] v",
+        "float[B,S,4,16] y",
+        """s = Einsum <equation = "bqhd,bkhd->bhqk"> (q, k) p = Softmax <axis = 2> (s)
+        y = Einsum <equation = "bhqk,bkhd->bqhd"> (p, v)""",
+        "",
+    ),
     "written with an epsilon": (
         _QKV,
         _Y,
@@ -164,6 +184,9 @@ def test_another_softmax_is_none(name: str) -> None:
         ("chunked", "chunked-scores"),
         ("sums of products", "sum-of-products"),
         ("sine on the way", "weights-changed"),
+        ("over the queries", "softmax-over-queries"),
+        ("over the queries, keys first", "softmax-over-queries"),
+        ("over the queries by letters", "softmax-over-queries"),
         ("written with an epsilon", "softmax-term"),
         ("written with a mask", "not-recognised"),
         ("heads mixed after", "weights-changed"),

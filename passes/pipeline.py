@@ -108,7 +108,7 @@ def run(
         whole.timed("dedupe", model, deduplicate)
     with hook("neighbours"):
         engine.run("activations", activations.RULES)
-        engine.run("attention-bias", attention.REFINE)
+        attention.refine_attention(engine)
         engine.run("layout", layout.RULES)
     with hook("clean up"):
         whole.timed("pack-weights", model, pack_weights)

@@ -26,13 +26,18 @@ def flops_of(op: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int 
         inputs: Shapes of the inputs that were there when it ran.
         outputs: Shapes of its outputs.
     """
-    count = _COUNTS.get(op if not op.startswith("FlashAttention") else "FlashAttention")
+    count = _COUNTS.get(_family(op))
     if count is None or not inputs or not outputs:
         return 0 if count is None else None
     try:
         return count(inputs, outputs)
     except (IndexError, ZeroDivisionError):
         return None
+
+
+def _family(op: str) -> str:
+    """The name under which an operator is counted: the own one has a name for each set of inputs."""
+    return next((name for name in ("FlashAttention_packed", "FlashAttention") if op.startswith(name)), op)
 
 
 def packed_elements(op: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
@@ -68,6 +73,12 @@ def _attention(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int | None:
     return 2 * keys * (math.prod(query) + math.prod(outputs[0]))
 
 
+def _one_tensor(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    """Query, key and value as parts of one (B, S, D) tensor."""
+    batch, length, _ = inputs[0]
+    return 4 * batch * length * length * outputs[0][-1]
+
+
 def _packed_attention(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int | None:
     """com.microsoft::Attention, which also makes query, key and value: (B, S, D) by (D, 3 D')."""
     batch, length, width = inputs[0]
@@ -79,5 +90,6 @@ _COUNTS: Final[Mapping[str, _Count]] = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "MatMulNBits"), _product),
     **dict.fromkeys(("Conv", "FusedConv"), _convolution),
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention", "FlashAttention"), _attention),
+    "FlashAttention_packed": _one_tensor,
     "Attention": _packed_attention,
 }

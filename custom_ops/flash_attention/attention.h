@@ -13,15 +13,16 @@ namespace deployml {
 /// The optional parts of a call, one bit each: signature.h makes the operator's names of them.
 enum Part : unsigned {
   kBnsh = 1,
-  kPast = 2,
-  kCache = 4,
-  kLengths = 8,
-  kMask = 16,
-  kBias = 32,
-  kSlopes = 64,
-  kTable = 128,
-  kSink = 256,
-  kWeights = 512,
+  kPacked = 2,
+  kPast = 4,
+  kCache = 8,
+  kLengths = 16,
+  kMask = 32,
+  kBias = 64,
+  kSlopes = 128,
+  kTable = 256,
+  kSink = 512,
+  kWeights = 1024,
 };
 
 /// A 4-D tensor (batch, head, row, column) with element strides; the column stride is 1 unless `column` says 0.
@@ -85,8 +86,8 @@ struct AttentionCall {
 /// What a backend may ask of the runtime that called it.
 struct Runtime {
   void* state;
-  /// Runs body(user, i) for i in [0, total) on the runtime's threads; returns false when that failed.
-  bool (*parallel_for)(void* state, int64_t total, void (*body)(void* user, size_t index), void* user);
+  /// Runs body(user, i) for i in [0, total) on the runtime's threads. Throws what the runtime says went wrong.
+  void (*parallel_for)(void* state, int64_t total, void (*body)(void* user, size_t index), void* user);
   /// The runtime's compute stream, nullptr on the CPU.
   void* (*stream)(void* state);
   /// Memory of the provider for the call's own use until its work on the stream is done; nullptr when there is none.

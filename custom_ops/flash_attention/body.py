@@ -7,6 +7,7 @@ nodes of a signature.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
@@ -131,9 +132,9 @@ def function_body(signature: Signature, *, opset: int = 18) -> ir.Function:
 
 def _write(w: _Writer, signature: Signature, given: Mapping[str, ir.Value]) -> list[ir.Value]:
     heads, kv_heads = w.vector(w.attribute("num_heads")), w.vector(w.attribute("kv_heads"))
-    query = _heads_first(w, given["query"], heads, signature)
-    key = _heads_first(w, given["key"], kv_heads, signature)
-    value = _heads_first(w, given["value"], kv_heads, signature)
+    first, *others = _apart(w, given["packed"], heads, kv_heads) if signature.layout == "packed" else _three(given)
+    query = _heads_first(w, first, heads, signature)
+    key, value = (_heads_first(w, x, kv_heads, signature) for x in others)
     if signature.past:
         key = w.op("Concat", given["past_key"], key, axis=2)
         value = w.op("Concat", given["past_value"], value, axis=2)
@@ -145,16 +146,28 @@ def _write(w: _Writer, signature: Signature, given: Mapping[str, ir.Value]) -> l
     weights, empty = _softmax(w, given.get("sink"), scores)
     zero = w.constant(0.0, np.float32)
     output = w.op("Where", empty, zero, _times(w, weights, value, kv_heads))
-    output = w.op("CastLike", output, given["query"])
-    if signature.layout == "bsnh":
+    output = w.op("CastLike", output, first)
+    if signature.layout != "bnsh":
         width = w.op("Mul", w.size(output, 1), w.size(output, 3))
         turned = w.op("Transpose", output, perm=[0, 2, 1, 3])
         output = w.shape(turned, w.size(output, 0), w.size(output, 2), width)
     if signature.weights:
-        return [output, w.op("CastLike", w.op("Where", empty, zero, weights), given["query"])]
+        return [output, w.op("CastLike", w.op("Where", empty, zero, weights), first)]
     if not (signature.past or signature.cache):
         return [output]
     return [output, w.op("Identity", key), w.op("Identity", value)]
+
+
+def _three(given: Mapping[str, ir.Value]) -> list[ir.Value]:
+    return [given[name] for name in ("query", "key", "value")]
+
+
+def _apart(w: _Writer, packed: ir.Value, heads: ir.Value, kv_heads: ir.Value) -> list[ir.Value]:
+    """Query, key and value out of one (B, S, (N + 2 * Nkv) * H) tensor."""
+    dim = w.op("Div", w.size(packed, 2), w.op("Add", heads, w.op("Mul", kv_heads, w.ints(2))))
+    keys, values = w.op("Mul", heads, dim), w.op("Mul", w.op("Add", heads, kv_heads), dim)
+    bounds = (w.ints(0), keys, values, w.size(packed, 2))
+    return [w.op("Slice", packed, start, end, w.ints(2)) for start, end in itertools.pairwise(bounds)]
 
 
 def _written(w: _Writer, buffer: ir.Value, fresh: ir.Value, lengths: ir.Value) -> ir.Value:

@@ -1,6 +1,5 @@
 // One call of the operator: reads every input, checks it against the others, makes the outputs, launches the backend.
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
@@ -79,10 +78,28 @@ class Call {
            ShapeText(input(role).dims).text, what, (long long)found, (long long)expected);
   }
 
-  void set_sizes() {
+  /// Query, key and value as parts of the rows of one tensor.
+  void set_packed() {
+    const Input& x = input(Role::kPacked);
+    const int64_t all = call_.heads + 2 * call_.kv_heads;
+    if (x.dims.size() != 3 || x.dims[2] % all != 0) {
+      char expected[96];
+      std::snprintf(expected, sizeof expected, "(batch, length, a multiple of %lld heads)", (long long)all);
+      refuse(Role::kPacked, expected);
+    }
+    const int64_t width = x.dims[2], dim = width / all, element = bytes_of(call_.element);
+    call_.batch = x.dims[0], call_.queries = call_.keys = x.dims[1];
+    call_.head_dim = call_.value_dim = dim;
+    const auto part = [&](int64_t first_head) -> View {
+      return {static_cast<const char*>(x.data) + first_head * dim * element, x.dims[1] * width, dim, width, 1};
+    };
+    call_.query = part(0), call_.key = part(call_.heads), call_.value = part(call_.heads + call_.kv_heads);
+    if (dim < 1 || dim > 1024) refuse(Role::kPacked, "a head size of 1 to 1024");
+  }
+
+  void set_apart() {
     const Attributes& a = kernel_.attributes;
     int64_t batch = 0, rows = 0, dim = 0;
-    call_.heads = a.num_heads, call_.kv_heads = a.kv_heads;
     call_.query = view_of(Role::kQuery, a.num_heads, &call_.batch, &call_.queries, &call_.head_dim);
     call_.key = view_of(Role::kKey, a.kv_heads, &batch, &call_.keys, &dim);
     same(Role::kKey, "batch", batch, call_.batch);
@@ -93,6 +110,16 @@ class Call {
     if (call_.head_dim < 1 || call_.head_dim > 1024) refuse(Role::kQuery, "a head size of 1 to 1024");
     if (call_.value_dim < 1 || call_.value_dim > 1024) refuse(Role::kValue, "a head size of 1 to 1024");
     if (signature_.has_present()) set_past();
+  }
+
+  void set_sizes() {
+    const Attributes& a = kernel_.attributes;
+    call_.heads = a.num_heads, call_.kv_heads = a.kv_heads;
+    if (signature_.has(kPacked)) {
+      set_packed();
+    } else {
+      set_apart();
+    }
     call_.scale = a.scale != 0.0f ? a.scale : 1.0f / std::sqrt(float(call_.head_dim));
     call_.softcap = a.softcap;
     call_.window_left = a.window_left, call_.window_right = a.window_right;
@@ -189,12 +216,7 @@ class Call {
   }
 
   void* output(size_t index, std::initializer_list<int64_t> dims) {
-    OrtValue* value = nullptr;
-    check(ort::KernelContextGetOutput::call(api_, context_, index, dims.begin(), dims.size(), &value));
-    if (value == nullptr) fail(ort::kInvalidArgument, "output %zu must be wanted", index);
-    void* data = nullptr;  // stays so for an empty tensor
-    check(ort::GetTensorMutableData::call(api_, value, &data));
-    return data;
+    return make_output(api_, context_, index, dims.begin(), dims.size());
   }
 
   void set_outputs() {
@@ -211,33 +233,9 @@ class Call {
     call_.present_value = output(2, {b, call_.kv_heads, call_.keys, v});
   }
 
-  /// Work for the thread pool that counts what was done: the count is checked, and it orders what the threads
-  /// wrote before what the caller does next by an atomic that a race detector can see.
-  struct Work {
-    void (*body)(void*, size_t);
-    void* user;
-    std::atomic<size_t> done{0};
-  };
-
-  static void run_one(void* state, size_t index) {
-    Work& work = *static_cast<Work*>(state);
-    (void)work.done.load(std::memory_order_acquire);
-    work.body(work.user, index);
-    work.done.fetch_add(1, std::memory_order_acq_rel);
-  }
-
-  static bool parallel_for(void* state, int64_t total, void (*body)(void*, size_t), void* user) {
-    Call& self = *static_cast<Call*>(state);
-    if (total == 0) return true;
-    if (total == 1) {
-      body(user, 0);
-      return true;
-    }
-    Work work{body, user};
-    work.done.store(0, std::memory_order_release);
-    self.pending_ =
-        ort::KernelContextParallelFor::call(self.api_, self.context_, run_one, size_t(total), 0, &work);
-    return self.pending_ == nullptr && work.done.load(std::memory_order_acquire) == size_t(total);
+  static void parallel_for(void* state, int64_t total, void (*body)(void*, size_t), void* user) {
+    const Call& self = *static_cast<Call*>(state);
+    deployml::parallel_for(self.api_, self.context_, size_t(total), body, user);
   }
 
   static void* stream(void* state) {

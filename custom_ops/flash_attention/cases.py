@@ -8,14 +8,14 @@ a score that is off by d makes its weight wrong by a factor of about 1 + d.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .op import Attributes, Signature, largest_score, naive, reference
+from .op import Attributes, Layout, Signature, largest_score, naive, reference
 
 __all__ = ["Case", "bound", "cases", "make_inputs", "random_case"]
 
@@ -39,7 +39,7 @@ class Case:
         past: Past keys, None for a call without past.
         cache: Capacity of the buffers that the keys are written into, None for a call without them.
         dtype: Type of the tensors.
-        layout: "bsnh" or "bnsh".
+        layout: "bsnh", "bnsh" or "packed" (then ``keys`` is ``queries`` and ``value_dim`` is ``head_dim``).
         lengths: Keys of each row, or None.
         mask: Axes of the mask that are not 1, out of "bhqk", or None; random, or the rows of ``holes``.
         bias: The same for the bias.
@@ -64,7 +64,7 @@ class Case:
     past: int | None = None
     cache: int | None = None
     dtype: DType = "float32"
-    layout: Literal["bsnh", "bnsh"] = "bsnh"
+    layout: Layout = "bsnh"
     lengths: tuple[int, ...] | None = None
     mask: str | None = None
     bias: str | None = None
@@ -119,11 +119,16 @@ def make_inputs(case: Case) -> dict[str, npt.NDArray]:
         return normal(case.batch, length, heads * dim)
 
     c = case
-    given = {
-        "query": rows(c.heads, c.queries, c.head_dim),
-        "key": rows(c.kv_heads, c.keys, c.head_dim),
-        "value": rows(c.kv_heads, c.keys, c.value_dim),
-    }
+    packed = c.layout == "packed"
+    given = (
+        {"packed": rows(c.heads + 2 * c.kv_heads, c.queries, c.head_dim)}
+        if packed
+        else {
+            "query": rows(c.heads, c.queries, c.head_dim),
+            "key": rows(c.kv_heads, c.keys, c.head_dim),
+            "value": rows(c.kv_heads, c.keys, c.value_dim),
+        }
+    )
     before = c.past if c.cache is None else c.cache
     if before is not None:
         given["past_key"] = normal(c.batch, c.kv_heads, before, c.head_dim)
@@ -180,7 +185,7 @@ def cases() -> tuple[Case, ...]:
     """Every case of the matrix. Names are unique."""
     return tuple(
         _with_unique_names(
-            [*_sizes(), *_aligned(), *_masks(), *_extras(), *_caches(), *_tables(), *_weights(), *_halves()]
+            [*_sizes(), *_aligned(), *_masks(), *_extras(), *_caches(), *_tables(), *_weights(), *_packed(), *_halves()]
         )
     )
 
@@ -339,6 +344,22 @@ def _weights() -> Iterator[Case]:
     yield Case(name="weights, no key", keys=0, queries=3, weights=True)
 
 
+def _packed() -> Iterator[Case]:
+    """Query, key and value side by side in each row: row strides that no other layout has."""
+    for length in (1, 9, 40, 70, 530):
+        shape = {"queries": length, "keys": length, "layout": "packed"}
+        yield Case(name=f"packed {length}", **shape)
+        yield Case(name=f"packed {length} causal 6/2 heads", heads=6, options={"causal": 1}, **shape)
+        yield Case(name=f"packed {length} head 13", head_dim=13, value_dim=13, heads=3, kv_heads=1, **shape)
+        yield Case(name=f"packed {length} mask, window", mask="bk", options={"window_left": 7}, **shape)
+        yield Case(name=f"packed {length} table, low bias", table=9, bias="bk", fill=-1e4, **shape)
+        yield Case(name=f"packed {length} sink", lengths=(length // 2, 1), slopes=True, sink=True, **shape)
+        for dtype in ("float16", "bfloat16"):
+            yield Case(name=f"packed {length} {dtype}", head_dim=64, value_dim=64, dtype=dtype, **shape)
+            yield Case(name=f"packed {length} bias {dtype}", bias="k", head_dim=20, value_dim=20, dtype=dtype, **shape)
+    yield Case(name="packed, no row", queries=0, keys=0, layout="packed")
+
+
 def _halves() -> Iterator[Case]:
     halves: tuple[DType, ...] = ("float16", "bfloat16")
     for dtype in halves:
@@ -376,7 +397,7 @@ def random_case(seed: int, *, largest: int = 80) -> Case:
         "softcap": pick(0.0, 0.0, 0.0, 3.0, 50.0),
         "scale": pick(0.0, 0.0, 0.3, 2.0),
     }
-    return Case(
+    case = Case(
         name=f"random {seed}",
         batch=batch,
         kv_heads=kv_heads,
@@ -402,3 +423,11 @@ def random_case(seed: int, *, largest: int = 80) -> Case:
         options=options,
         seed=seed,
     )
+    return _as_packed(case) if pick(False, False, False, True) else case
+
+
+def _as_packed(case: Case) -> Case:
+    """The nearest call that takes query, key and value as one tensor."""
+    lengths = None if case.lengths is None else tuple(min(length, case.queries) for length in case.lengths)
+    sizes = {"keys": case.queries, "value_dim": case.head_dim, "past": None, "cache": None, "weights": False}
+    return replace(case, layout="packed", lengths=lengths, **sizes)

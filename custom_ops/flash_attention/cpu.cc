@@ -52,8 +52,6 @@ void* thread_scratch(size_t bytes) {
   return memory.get();
 }
 
-size_t bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
-
 /// How the rows of a call are cut into tasks.
 struct Split {
   const AttentionCall* call;
@@ -88,7 +86,7 @@ void run_task(void* user, size_t index) {
 /// Writes past and new rows of one key-value head to the present tensors; a past that lies there already is left.
 void append_head(void* user, size_t index) {
   const AttentionCall& call = *static_cast<const AttentionCall*>(user);
-  const size_t size = bytes_of(call.element);
+  const size_t size = size_t(bytes_of(call.element));
   const int64_t b = int64_t(index) / call.kv_heads, h = int64_t(index) % call.kv_heads;
   const int64_t start = call.cache ? call.lengths[b] - call.fresh : call.past;
   const int64_t skipped = start < 0 ? -start : 0;
@@ -114,8 +112,7 @@ View contiguous(const void* data, int64_t heads, int64_t rows, int64_t dim) {
 const char* launch(const AttentionCall& given, const Runtime& runtime) {
   AttentionCall call = given;
   if (call.present_key != nullptr) {
-    if (!runtime.parallel_for(runtime.state, call.batch * call.kv_heads, append_head, &call))
-      return "onnxruntime's thread pool refused the work";
+    runtime.parallel_for(runtime.state, call.batch * call.kv_heads, append_head, &call);
     call.key = contiguous(call.present_key, call.kv_heads, call.keys, call.head_dim);
     call.value = contiguous(call.present_value, call.kv_heads, call.keys, call.value_dim);
   }
@@ -123,8 +120,7 @@ const char* launch(const AttentionCall& given, const Runtime& runtime) {
   Split split{&call, rows_per_task(call), 0};
   split.chunks = (call.queries + split.rows - 1) / split.rows;
   const int64_t tasks = call.batch * call.kv_heads * split.chunks;
-  if (!runtime.parallel_for(runtime.state, tasks, run_task, &split))
-    return "onnxruntime's thread pool refused the work";
+  runtime.parallel_for(runtime.state, tasks, run_task, &split);
   return split.failed ? "no memory for a tile of scores" : nullptr;
 }
 

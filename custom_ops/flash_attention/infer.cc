@@ -31,16 +31,27 @@ void set_weights(const Operator& op, const OrtApi* api, const OrtShapeInferConte
   set_shape(api, context, 1, weights);
 }
 
-/// One function serves all types of a name: onnxruntime asks only the first operator registered under it.
+/// (batch, length, all heads side by side) to (batch, length, those of the query).
+void infer_packed(const OrtApi* api, const OrtShapeInferContext* context, int64_t heads, int64_t kv_heads) {
+  SymbolicShape out = shape_of(api, context, 0);
+  if (out.dims.size() != 3) return;
+  const int64_t width = out.dims[2], all = heads + 2 * kv_heads;
+  out.set(2, width > 0 && all > 0 ? width / all * heads : -1);
+  set_shape(api, context, 0, out);
+}
+
 }  // namespace
 
+/// One function serves all types of a name: onnxruntime asks only the first operator registered under it.
+
 void infer_shapes(const Operator& op, const OrtApi* api, OrtShapeInferContext* context) {
+  const int64_t heads = attribute_of(api, context, "num_heads");
+  const int64_t kv_heads = attribute_of(api, context, "kv_heads");
+  if (op.signature.has(kPacked)) return infer_packed(api, context, heads, kv_heads);
   const bool bnsh = op.signature.has(kBnsh);
   const SymbolicShape query = shape_of(api, context, 0), value = shape_of(api, context, 2);
   const size_t rank = bnsh ? 4 : 3;
   if (query.dims.size() != rank || value.dims.size() != rank) return;  // the kernel says what is wrong
-  const int64_t heads = attribute_of(api, context, "num_heads");
-  const int64_t kv_heads = attribute_of(api, context, "kv_heads");
   SymbolicShape out = query;
   const int64_t last = value.dims[rank - 1];
   if (bnsh) {

@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kMostLength = int64_t(1) << 29;
 constexpr int kAppendThreads = 256;
 
-int bytes_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
-
 Strided strided(const View& x, int64_t dim, int element) {
   const auto whole = [element](int64_t n) { return n * element % int64_t(sizeof(gpu::Chunk)) == 0; };
   const bool aligned = reinterpret_cast<uintptr_t>(x.data) % sizeof(gpu::Chunk) == 0;

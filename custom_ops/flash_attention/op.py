@@ -3,7 +3,7 @@
 The operator has one name per input signature, because an ONNX function body (the fallback that a model carries)
 cannot have absent inputs::
 
-    FlashAttention[_bnsh][_past|_cache][_lengths][_mask][_bias][_slopes|_table][_sink][_weights]
+    FlashAttention[_bnsh|_packed][_past|_cache][_lengths][_mask][_bias][_slopes|_table][_sink][_weights]
 
 Inputs are ``query, key, value`` and then what the name lists, in that order. With T one float type (float32,
 float16 or bfloat16)::
@@ -11,6 +11,7 @@ float16 or bfloat16)::
     query        T      (B, S, N*H)       or (B, N, S, H) with _bnsh
     key          T      (B, T, Nkv*H)     or (B, Nkv, T, H)
     value        T      (B, T, Nkv*Hv)    or (B, Nkv, T, Hv)
+    packed       T      (B, S, (N + 2*Nkv)*H)    in place of these three: rows of query, key, value (_packed)
     past_key     T      (B, Nkv, P, H)    prepended to key; keys then number P + T   (_past)
     past_value   T      (B, Nkv, P, Hv)
     past_key     T      (B, Nkv, C, H)    buffers of C keys; key is written into them (_cache)
@@ -41,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 NAME: Final = "FlashAttention"
-Layout = Literal["bsnh", "bnsh"]
+Layout = Literal["bsnh", "bnsh", "packed"]
 Array = npt.NDArray[np.generic]
 
 #: Types T may take.
@@ -89,7 +90,8 @@ class Signature:
     """Which inputs a call has, and so its operator name.
 
     Attributes:
-        layout: "bsnh" for (B, S, N*H) tensors, "bnsh" for (B, N, S, H).
+        layout: "bsnh" for (B, S, N*H) tensors, "bnsh" for (B, N, S, H), "packed" for one (B, S, (N + 2*Nkv)*H)
+            tensor of query, key and value (without a past, and without weights).
         past: past_key and past_value are given; present_key and present_value come out.
         cache: The same with buffers of full length, which the new keys are written into.
         lengths, mask, bias, slopes, table, sink: The input of that name is given.
@@ -119,13 +121,13 @@ class Signature:
     def op_type(self) -> str:
         """Name of the operator, such as "FlashAttention_bnsh_bias"."""
         parts = [part for part in _PARTS if getattr(self, part)]
-        return "_".join([NAME, *(["bnsh"] if self.layout == "bnsh" else []), *parts])
+        return "_".join([NAME, *([self.layout] if self.layout != "bsnh" else []), *parts])
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs, in order."""
         extra = (name for part, names in _PARTS.items() if getattr(self, part) for name in names)
-        return ("query", "key", "value", *extra)
+        return (*(("packed",) if self.layout == "packed" else ("query", "key", "value")), *extra)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -143,13 +145,15 @@ class Signature:
         head, *parts = op_type.split("_")
         flags = {part: part in parts for part in _PARTS}
         try:
-            signature = cls(layout="bnsh" if "bnsh" in parts else "bsnh", **flags)
+            layout = next((name for name in get_args(Layout) if name in parts), "bsnh")
+            signature = cls(layout=layout, **flags)
         except InputError:
             signature = None
         if head != NAME or signature is None or signature.op_type != op_type:
             raise InputError(
                 f"'{op_type}' is no name of {DOMAIN}::{NAME}",
-                hint=f"write {NAME} and then, in this order, any of: _bnsh " + " ".join(f"_{p}" for p in _PARTS),
+                hint=f"write {NAME} and then, in this order, any of: _bnsh _packed "
+                + " ".join(f"_{p}" for p in _PARTS),
             )
         return signature
 
@@ -161,15 +165,16 @@ def _conflicts(s: Signature) -> tuple[tuple[bool, str], ...]:
         (s.cache and not s.lengths, "has a cache without key_lengths"),
         (s.slopes and s.table, "has both slopes and table"),
         (s.weights and (s.past or s.cache), "returns weights beside present keys"),
+        (s.layout == "packed" and (s.past or s.cache), "has a past beside packed tensors"),
+        (s.layout == "packed" and s.weights, "returns weights of packed tensors"),
     )
 
 
 def signatures() -> tuple[Signature, ...]:
     """Every signature the library registers."""
     names = tuple(_PARTS)
-    layouts: tuple[Layout, ...] = ("bsnh", "bnsh")
     found = []
-    for layout in layouts:
+    for layout in get_args(Layout):
         for bits in range(2 ** len(names)):
             with suppress(InputError):
                 found.append(Signature(layout=layout, **{n: bool(bits >> i & 1) for i, n in enumerate(names)}))
@@ -214,6 +219,9 @@ ATTRIBUTES: Final[dict[str, Literal["INT", "FLOAT"]]] = {
 
 def output_shape(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]) -> tuple[int, ...]:
     """Shape of ``output`` for these inputs."""
+    if signature.layout == "packed":
+        *lead, width = inputs["packed"].shape
+        return (*lead, width // (attributes.num_heads + 2 * attributes.kv_heads) * attributes.num_heads)
     query, value = inputs["query"].shape, inputs["value"].shape
     if signature.layout == "bnsh":
         return (*query[:3], value[3])
@@ -239,9 +247,10 @@ def reference(
 def naive(
     signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]
 ) -> tuple[npt.NDArray[np.generic], ...]:
-    """The same without any trick in float32, rounded to the type of ``query``: the yardstick for kernel errors."""
+    """The same without any trick in float32, rounded to the type of the first input: the yardstick."""
     results = _attend(signature, attributes, inputs, np.dtype(np.float32))
-    return tuple(result.astype(inputs["query"].dtype) for result in results)
+    dtype = inputs[signature.inputs[0]].dtype
+    return tuple(result.astype(dtype) for result in results)
 
 
 def largest_score(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]) -> float:
@@ -256,9 +265,11 @@ def _unpacked(
     signature: Signature, a: Attributes, given: Mapping[str, Array], dtype: np.dtype
 ) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
     """Scaled query, key and value with the past, all (B, heads, length, dim)."""
-    query = _heads_first(given["query"].astype(dtype), a.num_heads, signature)
-    key = _heads_first(given["key"].astype(dtype), a.kv_heads, signature)
-    value = _heads_first(given["value"].astype(dtype), a.kv_heads, signature)
+    apart = (
+        _apart(given["packed"], a) if signature.layout == "packed" else [given[n] for n in ("query", "key", "value")]
+    )
+    heads = (a.num_heads, a.kv_heads, a.kv_heads)
+    query, key, value = (_heads_first(x.astype(dtype), n, signature) for x, n in zip(apart, heads, strict=True))
     if signature.past:
         key = np.concatenate([given["past_key"].astype(dtype), key], axis=2)
         value = np.concatenate([given["past_value"].astype(dtype), value], axis=2)
@@ -267,6 +278,13 @@ def _unpacked(
         value = _written(given["past_value"].astype(dtype), value, given["key_lengths"])
     with np.errstate(all="ignore"):
         return query * dtype.type(a.scale or 1.0 / np.sqrt(query.shape[3])), key, value
+
+
+def _apart(packed: npt.NDArray, a: Attributes) -> list[npt.NDArray]:
+    """Query, key and value (B, S, heads * H) out of one tensor of them."""
+    dim = packed.shape[2] // (a.num_heads + 2 * a.kv_heads)
+    ends = [a.num_heads * dim, (a.num_heads + a.kv_heads) * dim]
+    return np.split(packed, ends, axis=2)
 
 
 def _written(buffer: npt.NDArray, fresh: npt.NDArray, lengths: npt.NDArray) -> npt.NDArray:
@@ -290,7 +308,7 @@ def _attend(
         weights = _weigh(a, given, scores)
         values = np.repeat(value, group, axis=1)
         output = weights @ values
-    if signature.layout == "bsnh":
+    if signature.layout != "bnsh":
         batch, heads, rows, dim = output.shape
         output = output.swapaxes(1, 2).reshape(batch, rows, heads * dim)
     present = (key, value) if signature.past or signature.cache else ()

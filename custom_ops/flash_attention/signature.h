@@ -1,9 +1,9 @@
 // The operator's names and what each promises: which inputs and outputs a call has (op.py holds the same table).
 //
-//   FlashAttention[_bnsh][_past|_cache][_lengths][_mask][_bias][_slopes|_table][_sink][_weights]
+//   FlashAttention[_bnsh|_packed][_past|_cache][_lengths][_mask][_bias][_slopes|_table][_sink][_weights]
 //
 // A function body of ONNX cannot have absent inputs, so there is one name per input signature; the inputs are query,
-// key, value and then those named, in that order.
+// key, value (with _packed one tensor of all three) and then those named, in that order.
 #pragma once
 
 #include <array>
@@ -17,8 +17,8 @@
 namespace deployml {
 
 /// One bit a part of a name, in the order of the name. attention.h shows them to backends as numbers.
-inline constexpr const char* kPartNames[] = {"_bnsh",   "_past",  "_cache", "_lengths", "_mask",
-                                             "_bias",   "_slopes", "_table", "_sink",    "_weights"};
+inline constexpr const char* kPartNames[] = {"_bnsh", "_packed", "_past",  "_cache", "_lengths", "_mask",
+                                             "_bias", "_slopes", "_table", "_sink",  "_weights"};
 inline constexpr unsigned kPartCount = sizeof kPartNames / sizeof *kPartNames;
 
 enum class Role {
@@ -33,9 +33,10 @@ enum class Role {
   kSlopes,
   kTable,
   kSink,
+  kPacked,
 };
-inline constexpr const char* kRoleNames[] = {"query", "key",  "value",  "past_key", "past_value", "key_lengths",
-                                             "mask",  "bias", "slopes", "table",    "sink"};
+inline constexpr const char* kRoleNames[] = {"query", "key",    "value", "past_key", "past_value", "key_lengths",
+                                             "mask",  "bias",   "slopes", "table",  "sink",       "packed"};
 inline constexpr size_t kRoles = sizeof kRoleNames / sizeof *kRoleNames;
 
 /// What a name stands for.
@@ -56,6 +57,7 @@ inline bool is_signature(unsigned parts) {
   if (has(kPast) && has(kCache)) return false;
   if (has(kCache) && !has(kLengths)) return false;
   if (has(kSlopes) && has(kTable)) return false;
+  if (has(kPacked) && (has(kBnsh) || has(kPast) || has(kCache) || has(kWeights))) return false;
   return !(has(kWeights) && (has(kPast) || has(kCache)));
 }
 
@@ -63,7 +65,11 @@ inline Signature make_signature(unsigned parts) {
   Signature s;
   s.parts = parts;
   const auto add = [&s](Role role) { s.roles[s.inputs++] = role; };
-  add(Role::kQuery), add(Role::kKey), add(Role::kValue);
+  if (s.has(kPacked)) {
+    add(Role::kPacked);
+  } else {
+    add(Role::kQuery), add(Role::kKey), add(Role::kValue);
+  }
   if (s.has_present()) add(Role::kPastKey), add(Role::kPastValue), s.outputs += 2;
   if (s.has(kLengths)) add(Role::kLengths);
   if (s.has(kMask)) add(Role::kMask);

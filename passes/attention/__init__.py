@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..rule import Rule
-from .bias import ProjectionBias
 from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
 from .group_query import GroupQuery
@@ -12,9 +11,9 @@ from .late_sum import LateSum
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
 from .own import OwnAttention
-from .packed import SeparateProjections
 from .present import present_attention, record_present
 from .recognise import SoftmaxAttention
+from .refine import REFINE, refine_attention
 from .repeated import RepeatedHeads
 from .softmax_axis import SoftmaxAxis
 from .standard import Standard
@@ -31,6 +30,7 @@ __all__ = [
     "present_attention",
     "record_present",
     "record_unrecognised",
+    "refine_attention",
 ]
 
 #: Rules that make and refine the canonical op, in the order they run.
@@ -50,6 +50,3 @@ RECOGNISE: tuple[Rule, ...] = (
 
 #: Rules that lower it.
 LOWER: tuple[Rule, ...] = (GroupQuery(), MultiHead(), Standard(), OwnAttention())
-
-#: Rules that improve the lowered nodes.
-REFINE: tuple[Rule, ...] = (ProjectionBias(), SeparateProjections())

@@ -270,19 +270,21 @@ def test_registering_some_names_leaves_the_others_out(options):
 
 def test_names_and_signatures_are_each_others_inverse():
     found = signatures()
-    assert len({s.op_type for s in found}) == len(found) == 336
+    assert len({s.op_type for s in found}) == len(found) == 384
     assert all(Signature.of(s.op_type) == s for s in found)
     for name in ("FlashAttention_sink_mask", "FlashAttention_past_cache_lengths", "FlashAttention_cache"):
         with pytest.raises(InputError, match="is no name of"):
             Signature.of(name)
     with pytest.raises(InputError, match="has both slopes and table"):
         Signature(slopes=True, table=True)
+    with pytest.raises(InputError, match="has a past beside packed tensors"):
+        Signature(layout="packed", past=True)
 
 
-@pytest.mark.parametrize("layout", ["bsnh", "bnsh"])
+@pytest.mark.parametrize("layout", ["bsnh", "bnsh", "packed"])
 def test_library_knows_every_name(layout, options):
     """Every signature runs its kernel: with wrong head counts the kernel's own message comes, not the body's."""
-    for signature in signatures()[:: 3 if layout == "bsnh" else 7]:
+    for signature in signatures()[:: 7 if layout == "bnsh" else 3]:
         if signature.layout != layout:
             continue
         case = Case(
@@ -327,10 +329,24 @@ def test_shapes_are_inferred(options):
     assert shapes["output"] == ["query_0", "query_1", "query_2", "value_3"]
 
 
-@pytest.mark.parametrize("layout", ["bsnh", "bnsh"])
+def test_shapes_of_packed_tensors_are_inferred(options):
+    case = Case(name="shape", heads=4, layout="packed")
+    proto = onnx.load_from_string(one_node_model(case.signature, case.attributes, make_inputs(case)))
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 8 * 16
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options(), providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape == ["packed_0", "packed_1", 4 * 16]
+
+
+def test_wrong_packed_width_says_what_is_expected(options):
+    case = Case(name="packed", heads=4, layout="packed")
+    with pytest.raises(Exception, match=r"input packed has shape \(2, 17, 130\), expected .* a multiple of 8 heads"):
+        run(case, options(), {"packed": np.zeros((2, 17, 130), np.float32)})
+
+
+@pytest.mark.parametrize("layout", ["bsnh", "bnsh", "packed"])
 def test_runs_without_a_word_in_the_log(layout, options, capfd):
     """A size that inference does not know must not become a wrong one, which onnxruntime reports at every run."""
-    case = Case(name="log", past=3, queries=2, keys=2, layout=layout)
+    case = Case(name="log", past=None if layout == "packed" else 3, queries=2, keys=2, layout=layout)
     made = options()
     made.log_severity_level = 2
     run(case, made)

@@ -80,6 +80,10 @@ lint: $(STAMP) ## check style
 docs: $(STAMP) ## write the generated pages under docs/ anew
 	$(BIN)/python -m deployml.passes.pages docs
 
+.PHONY: wheel
+wheel: ## build a manylinux wheel with the CPU operators into OUT/wheels (CUDA=1: the CUDA ones too)
+	PYTHON=$(PYTHON) CUDA=$(CUDA) .ci/wheel $(OUT)/wheels
+
 .PHONY: clean
 clean: ## remove what the goals made, .venv too
 	rm -rf $(VENV) $(OUT) build dist

@@ -1,7 +1,7 @@
 # Targets of the GPU operators. A library is launch.cu, attend.cu once per element type, the binding, and the CPU kernels:
 # onnxruntime takes a domain from one library alone.
 set(gpu_elements float Half BFloat)
-set(gpu_link -Wl,--exclude-libs,ALL -static-libstdc++ -static-libgcc)
+set(gpu_link ${exports} -static-libstdc++ -static-libgcc)
 if(DEPLOYML_HEADS STREQUAL "reduced")
   set(gpu_heads -DDEPLOYML_REDUCED)
 elseif(NOT DEPLOYML_HEADS STREQUAL "full")

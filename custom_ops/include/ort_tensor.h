@@ -79,7 +79,7 @@ inline void parallel_for(const OrtApi* api, const OrtKernelContext* context, siz
   work.done.store(0, std::memory_order_release);
   const auto one = [](void* state, size_t index) {
     Work& shared = *static_cast<Work*>(state);
-    shared.done.load(std::memory_order_acquire);
+    static_cast<void>(shared.done.load(std::memory_order_acquire));
     shared.body(shared.user, index);
     shared.done.fetch_add(1, std::memory_order_acq_rel);
   };

@@ -1,17 +1,18 @@
-"""What the two bias rules share: a GELU of either form and the vector added before it."""
+"""What the two bias rules share: a GELU of either form, the vector added before it, and the operator for both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
-from ..graph import attribute, op_name, producer
+from ..graph import Builder, attribute, op_name, producer
 from ..look import no_match, past_identity, require, unused_elsewhere
-from ..rule import Context, Declined
+from ..rule import Context, Declined, Replacement, Rule
 from ..symbols import same_dim
 
-__all__ = ["BiasedGelu", "approximation", "biased_gelu"]
+__all__ = ["BiasThenGelu", "BiasedGelu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,30 @@ class BiasedGelu:
     dtype: ir.DataType
 
 
-def approximation(node: ir.Node) -> str:
+class BiasThenGelu(Rule):
+    """A rule that joins a bias and one form of GELU.
+
+    Attributes:
+        form: "none" for the erf form, "tanh" for the other.
+        op: Operator of com.microsoft that computes this form of a sum.
+    """
+
+    form: ClassVar[str]
+    op: ClassVar[str]
+
+    def examine(self, node: ir.Node, context: Context) -> BiasedGelu:
+        """Read gelu(x + bias) of this rule's form."""
+        if _approximation(node) != self.form:
+            raise no_match("the other form")
+        return _biased_gelu(node, context, self.op)
+
+    def build(self, facts: BiasedGelu, g: Builder) -> Replacement:
+        """One node that takes the bias."""
+        gelu = g.op(f"com.microsoft::{self.op}", facts.x, facts.bias, dtype=facts.dtype, shape=facts.x.shape)
+        return Replacement(old=[facts.output], new=[gelu])
+
+
+def _approximation(node: ir.Node) -> str:
     """ "none" for the erf form, "tanh" for the other, whichever operator says it."""
     if op_name(node) == "com.microsoft::FastGelu":
         return "tanh"
@@ -32,7 +56,7 @@ def approximation(node: ir.Node) -> str:
     return found.decode() if isinstance(found, bytes) else str(found)
 
 
-def biased_gelu(node: ir.Node, context: Context, op: str) -> BiasedGelu:
+def _biased_gelu(node: ir.Node, context: Context, op: str) -> BiasedGelu:
     """Read gelu(x + bias).
 
     Raises:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-
 from ..example_text import declines, fires
-from ..graph import Builder
-from ..look import no_match
-from ..rule import Context, Replacement, Rule
-from .bias import BiasedGelu, approximation, biased_gelu
+from .bias import BiasThenGelu
 
 __all__ = ["BiasFastGelu"]
 
 
-class BiasFastGelu(Rule):
+class BiasFastGelu(BiasThenGelu):
     """A bias added before the tanh form of GELU.
 
     ## What it finds
@@ -44,17 +39,8 @@ class BiasFastGelu(Rule):
     name: ClassVar[str] = "bias-fast-gelu"
     anchors: ClassVar[frozenset[str]] = frozenset({"Gelu", "com.microsoft::FastGelu"})
     emits: ClassVar[tuple[str, ...]] = ("com.microsoft::FastGelu",)
-
-    def examine(self, node: ir.Node, context: Context) -> BiasedGelu:
-        """See :class:`BiasFastGelu`."""
-        if approximation(node) != "tanh":
-            raise no_match("the erf form")
-        return biased_gelu(node, context, "FastGelu")
-
-    def build(self, facts: BiasedGelu, g: Builder) -> Replacement:
-        """See :class:`BiasFastGelu`."""
-        gelu = g.op("com.microsoft::FastGelu", facts.x, facts.bias, dtype=facts.dtype, shape=facts.x.shape)
-        return Replacement(old=[facts.output], new=[gelu])
+    form: ClassVar[str] = "tanh"
+    op: ClassVar[str] = "FastGelu"
 
 
 BiasFastGelu.examples = (

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-
 from ..example_text import declines, fires
-from ..graph import Builder
-from ..look import no_match
-from ..rule import Context, Replacement, Rule
-from .bias import BiasedGelu, approximation, biased_gelu
+from .bias import BiasThenGelu
 
 __all__ = ["BiasGelu"]
 
 
-class BiasGelu(Rule):
+class BiasGelu(BiasThenGelu):
     """A bias added before the exact GELU.
 
     ## What it finds
@@ -44,17 +39,8 @@ class BiasGelu(Rule):
     name: ClassVar[str] = "bias-gelu"
     anchors: ClassVar[frozenset[str]] = frozenset({"Gelu", "com.microsoft::Gelu"})
     emits: ClassVar[tuple[str, ...]] = ("com.microsoft::BiasGelu",)
-
-    def examine(self, node: ir.Node, context: Context) -> BiasedGelu:
-        """See :class:`BiasGelu`."""
-        if approximation(node) != "none":
-            raise no_match("the tanh form")
-        return biased_gelu(node, context, "BiasGelu")
-
-    def build(self, facts: BiasedGelu, g: Builder) -> Replacement:
-        """See :class:`BiasGelu`."""
-        gelu = g.op("com.microsoft::BiasGelu", facts.x, facts.bias, dtype=facts.dtype, shape=facts.x.shape)
-        return Replacement(old=[facts.output], new=[gelu])
+    form: ClassVar[str] = "none"
+    op: ClassVar[str] = "BiasGelu"
 
 
 BiasGelu.examples = (

@@ -14,6 +14,7 @@ from .custom_ops import Backend
 from .runtime.arguments import keywords, with_groups
 from .runtime.failures import fail
 from .runtime.isa import CpuIsa
+from .runtime.supervise import supervised
 from .runtime.target import Fusion, TargetName
 
 __all__ = ["app", "main"]
@@ -383,10 +384,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 good, 1 verdict failed, 2 yours, 3 inconclusive, 70 ours."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if arguments is None and _may_die(given):
+            return supervised(__spec__.name if __spec__ else __name__, "main", given)
         status = app(given, standalone_mode=False, prog_name="deployml")
     except (KeyboardInterrupt, Exception) as error:
         return fail(error, given)
     return status if isinstance(status, int) else 0
+
+
+def _may_die(given: Sequence[str]) -> bool:
+    """Whether a command runs anything that can take its process down: only help and the version do not."""
+    return bool(sys.executable) and bool(given) and not {"-h", "--help", "--version"} & set(given)
 
 
 if __name__ == "__main__":

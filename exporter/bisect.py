@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from ..passes import canonical, registry
 from ..passes.steps import Step
+from ..runtime.attempt import Runner
 from ..runtime.bisect import first_bad
 from ..runtime.feeds import Case
-from ..runtime.parity import Runner, agrees
+from ..runtime.parity import agrees
 from ..runtime.report import Culprit, ParityReport
 from ..runtime.session import Optimize, open_session
 from ..runtime.tensors import session_runner

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..runtime.attempt import attempt
 from ..runtime.drift import CheckReport, Finding, differences, verdict_of
 from ..runtime.errors import DeploymlError, InputError, UnsupportedError
 from ..runtime.lock import Lock, LockedSite, read_lock
@@ -160,13 +161,12 @@ def _run(subject: Subject, progress: Progress) -> tuple[list[Finding], str | Non
         run = session_runner(session)
         found: dict[str, Finding] = {}
         for case in cases:
-            try:
-                outputs = run(case.feeds)
-            except Exception as error:
-                text = f"does not run at {case.name}: {' '.join(str(error).split())[:200]}"
+            outputs, reason = attempt(run, case.feeds)
+            if outputs is None:
+                text = f"does not run at {case.name}: {reason}"
                 return [Finding(kind="load", where=subject.graph.path.name, text=text)], None
             for name, array in zip(names, outputs, strict=True):
-                if name not in found and (text := _not_numbers(name, np.asarray(array), case.name)):
+                if name not in found and (text := _not_numbers(name, array, case.name)):
                     found[name] = Finding(kind="nan", where=name, text=text)
     return [*found.values(), *(_nan_weights(subject) if found else ())], None
 

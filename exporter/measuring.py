@@ -12,9 +12,9 @@ import numpy as np
 import onnxruntime
 
 from ..runtime import latency, parity
+from ..runtime.attempt import Runner
 from ..runtime.feeds import Case
 from ..runtime.footprint import footprint
-from ..runtime.parity import Runner
 from ..runtime.peak import measured_peak
 from ..runtime.profile import profile
 from ..runtime.progress import Progress

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from . import crumbs
 from .errors import InputError
 from .memory import free_disk, human_bytes
 
@@ -146,6 +147,7 @@ class Staging:
             recover(self._model)
             self._stage = Path(tempfile.mkdtemp(prefix=_prefix(self._model), dir=self._folder))
             self._lock = _take_lock(self._stage)
+        crumbs.drop("model", str(self._model.absolute()))
         return self
 
     def __exit__(
@@ -162,6 +164,7 @@ class Staging:
             elif isinstance(error, OSError) and error.errno in _FAULTS:
                 raise _input_error(error, self._model) from error
         finally:
+            crumbs.drop("model", "")
             _drop_lock(self._lock)
             if not sealed or not (self.folder / _SEAL).exists():
                 shutil.rmtree(self.folder, ignore_errors=True)

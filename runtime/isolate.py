@@ -20,7 +20,7 @@ from . import errors
 from .errors import DeploymlBug, DeploymlError, ToolchainError
 from .memory import human_bytes
 
-__all__ = ["is_out_of_memory", "run_isolated"]
+__all__ = ["is_out_of_memory", "out_of_memory", "run_isolated"]
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def _unpack(answer: tuple[str, Any], step: str, memory_limit: int | None) -> Any
         name, message, hint, where = value
         raise getattr(errors, name, ToolchainError)(message, hint=hint, where=where)
     if kind == "memory":
-        raise _out_of_memory(step, memory_limit)
+        raise out_of_memory(step, memory_limit)
     raise DeploymlBug(f"{step} raised in its own process:\n{value}")
 
 
@@ -139,20 +139,21 @@ def _died(status: int, said: str, step: str, memory_limit: int | None) -> Toolch
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         if -status == getattr(signal, "SIGKILL", 9) or "bad_alloc" in said:
-            return _out_of_memory(step, memory_limit, f" (ended by {name})")
+            return out_of_memory(step, memory_limit, f" (ended by {name})")
         return ToolchainError(
             f"{step} crashed ({name}){': ' + last[:300] if last else ''}",
             hint="this is a fault of onnxruntime or of an op library: try another version, or skip this step",
         )
     if "MemoryError" in said or "bad_alloc" in said:
-        return _out_of_memory(step, memory_limit)
+        return out_of_memory(step, memory_limit)
     return ToolchainError(
         f"{step} ended with status {status} and no result{': ' + last[:300] if last else ''}",
         hint="run it again; if that repeats, report it as a bug",
     )
 
 
-def _out_of_memory(step: str, memory_limit: int | None, how: str = "") -> ToolchainError:
+def out_of_memory(step: str, memory_limit: int | None = None, how: str = "") -> ToolchainError:
+    """The error that says so of a step; with the limit that was set for it, in bytes, and how it ended."""
     limit = f" of its limit of {human_bytes(memory_limit)}" if memory_limit is not None else ""
     return ToolchainError(f"{step} ran out of memory{limit}{how}", hint=_NO_MEMORY_HINT)
 
@@ -160,7 +161,7 @@ def _out_of_memory(step: str, memory_limit: int | None, how: str = "") -> Toolch
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, torch or onnxruntime says that memory ran out."""
     text = str(error)
-    said = ("bad_alloc", "Failed to allocate memory", "can't allocate memory", "not enough memory")
+    said = ("bad_alloc", "Failed to allocate memory", "can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or any(words in text for words in said)
 
 

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import onnxruntime
 
+from .isolate import is_out_of_memory, out_of_memory
 from .report import Contender, LatencyReport, Ratio, Verdict
 from .session import feeds_for
 from .stats import median, paired_ratio, percentile
@@ -155,7 +156,9 @@ def _warm_up(
     for name, run in contenders.items():
         try:
             steady, typical = _until_steady(run, seconds / len(contenders), clock)
-        except Exception as error:
+        except Exception as error:  # torch and onnxruntime raise classes of their own; the others are still timed
+            if is_out_of_memory(error):
+                raise out_of_memory(f"the run of '{name}'") from error
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             notes.append(f"'{name}' was not timed: {first}")
             continue

@@ -5,21 +5,19 @@ Nothing here knows what runs: both sides are callables from named arrays to a se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from .attempt import Runner, attempt
 from .compare import compare, grant, relative_error
-from .errors import DeploymlBug
 from .feeds import Case
 from .report import Comparison, ParityReport, Verdict
 from .sensitivity import Reactions
 
-__all__ = ["Runner", "agrees", "validate"]
-
-Runner = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+__all__ = ["agrees", "validate"]
 
 #: Stands for "no single output" in a comparison that concerns a whole case.
 _ALL_OUTPUTS: Final = "*"
@@ -112,10 +110,10 @@ class _Trial:
 
     def judge(self, case: Case, repeat: bool) -> tuple[list[Comparison], list[np.ndarray] | None, list[str]]:
         """Comparisons of one case, its outputs (None when there are none to look at) and remarks."""
-        theirs, why = _try(self.reference, case)
+        theirs, why = attempt(self.reference, case.feeds)
         if theirs is None:
             return [self._whole(case, "not-run", f"the reference cannot run this case: {why}")], None, []
-        ours, why = _try(self.run, case)
+        ours, why = attempt(self.run, case.feeds)
         if ours is None:
             return [self._whole(case, "fail", f"runs in the reference, fails here: {why}")], None, []
         if not (len(ours) == len(theirs) == len(self.names)):
@@ -155,7 +153,7 @@ class _Trial:
         )
 
     def _repeats(self, case: Case, first: Sequence[np.ndarray]) -> list[str]:
-        second, why = _try(self.run, case)
+        second, why = attempt(self.run, case.feeds)
         if second is None:
             return [f"not deterministic: a second run of {case.name} failed: {why}"]
         remarks = []
@@ -169,21 +167,10 @@ class _Trial:
     def _unfused(self, case: Case, count: int) -> tuple[list[np.ndarray] | None, list[str]]:
         if self.unfused is None:
             return None, []
-        plain, why = _try(self.unfused, case)
+        plain, why = attempt(self.unfused, case.feeds)
         if plain is None or len(plain) != count:
             return None, [f"the unfused graph gave no yardstick for {case.name}: {why or 'other outputs'}"]
         return plain, []
-
-
-def _try(runner: Runner, case: Case) -> tuple[list[np.ndarray] | None, str]:
-    """Outputs of a run, copied out of whatever the runner may reuse, or None and the reason in one line."""
-    try:
-        return [np.array(value) for value in runner(case.feeds)], ""
-    except DeploymlBug:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        return None, f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _closing_notes(cases: Sequence[Case], names: Sequence[str], comparisons: Sequence[Comparison]) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from . import crumbs
+from .errors import DeploymlError
+from .isolate import is_out_of_memory, out_of_memory
 from .memory import peak_rss, reset_peak_rss
 from .report import Stage
 
@@ -71,6 +74,9 @@ class Progress:
 
         The peak memory is that of the stage where the system can tell, else of the process so far; a stage
         within another leaves the outer one's peak alone.
+
+        Raises:
+            ToolchainError: in place of any library's own way to say that memory ran out.
         """
         task = None if self._bars is None else self._bars.add_task(name, total=None, detail="")
         if self._depth == 0:
@@ -78,7 +84,12 @@ class Progress:
         self._depth += 1
         start = time.perf_counter()
         try:
-            yield StageHandle(self._bars, task)
+            with crumbs.leave("stage", name) if self._depth == 1 else nullcontext():
+                yield StageHandle(self._bars, task)
+        except Exception as error:
+            if isinstance(error, DeploymlError) or not is_out_of_memory(error):
+                raise
+            raise out_of_memory(f"the stage '{name}'") from error
         finally:
             self._depth -= 1
             self._stages.append(Stage(name=name, seconds=time.perf_counter() - start, peak_rss=peak_rss()))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
+from .attempt import Runner, attempt
 from .compare import relative_error
 from .feeds import Case
 from .report import Comparison
@@ -43,26 +44,28 @@ class Reactions:
             if first is not outputs[index]:
                 self._note_change(index, first, outputs[index])
 
-    def failures(self, run: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]) -> list[Comparison]:
+    def failures(self, run: Runner) -> list[Comparison]:
         """A failed comparison for each output that did not move, after trying the widest cases with other values."""
         wide = sorted(self._cases, key=lambda item: -sum(a.size for a in item[0].feeds.values()))
+        refused: list[str] = []
         for case, outputs in [item for item in wide if item[1]][:3]:
             if not self._still:
                 break
-            try:
-                moved = [np.asarray(v) for v in run(shuffled(case.feeds))]
-            except Exception:  # shuffled values may break a contract between inputs; other cases are left
+            moved, why = attempt(run, shuffled(case.feeds))
+            if moved is None:  # shuffled values may break a contract between inputs; other cases are left
+                refused.append(f"{case.name}: {why}")
                 continue
             for index in sorted(self._still):
                 self._note_change(index, outputs[index], moved[index])
-        return [self._failure(index) for index in sorted(self._still)]
+        return [self._failure(index, refused) for index in sorted(self._still)]
 
     def _note_change(self, index: int, one: np.ndarray, other: np.ndarray) -> None:
         change = relative_error(other, one)
         if change is None or change > self._tolerance:  # None: NaN came or went, which is a reaction too
             self._still.discard(index)
 
-    def _failure(self, index: int) -> Comparison:
+    def _failure(self, index: int, refused: Sequence[str]) -> Comparison:
+        untried = f" (with shuffled inputs it does not run at {'; '.join(refused)})" if refused else ""
         return Comparison(
             case=SENSITIVITY,
             output=self._names[index],
@@ -72,7 +75,7 @@ class Reactions:
             basis="an output must react to its inputs",
             verdict="fail",
             note=f"'{self._names[index]}' is insensitive: it moves by less than the tolerance when the inputs change, "
-            "so the comparison proves nothing; use weights and inputs that matter, or drop the output",
+            f"so the comparison proves nothing{untried}; use weights and inputs that matter, or drop the output",
         )
 
 

@@ -215,11 +215,11 @@ def _existing(path: Path) -> str:
 
 @contextmanager
 def _quiet(options: onnxruntime.SessionOptions, provider: str) -> Iterator[None]:
-    """Keep onnxruntime from printing while a session is made: the reason travels in the exception instead.
+    """Keep onnxruntime from printing of a session, now and when it runs: reasons travel in the exceptions instead.
 
     Its Python layer prints a failed provider on stdout, which belongs to ``--json``.
     """
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if provider != CPU:
         onnxruntime.set_default_logger_severity(4)
     try:

@@ -159,7 +159,7 @@ def _no_onnxruntime(versions: Mapping[str, str]) -> Finding | None:
 
 def _old_onnxscript(versions: Mapping[str, str]) -> Finding | None:
     return _older(
-        versions, "onnxscript", "0.6.2", "its version converter rejects models with local functions, as torch makes"
+        versions, "onnxscript", "0.7.2", "it makes a loop of as_strided (Swin) that onnxruntime does not load"
     )
 
 

@@ -179,5 +179,5 @@ def _first_sentence(text: str, limit: int = 300) -> str:
     """Drop onnxruntime's prefix, source places and C++ signatures; keep what is for people."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.strip())
     text = re.sub(r"\S*/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])", "", text)
-    text = " ".join(text.split())
+    text = re.sub(r"^Load model from .*? failed:\s*", "", " ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"

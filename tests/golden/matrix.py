@@ -85,6 +85,7 @@ def page(rows: Sequence[Row]) -> str:
         "grid, and its graph is compared with the locked one. Rows change one package; all others are "
         + ", ".join(f"{n} {v}" for n, v in base.items())
         + ".",
+        "Rows below what `pyproject.toml` asks for show how far the code reaches and why a bound stands where it does.",
         "",
         "- same: the graph is the locked one, operator for operator, and the results agree",
         "- other graph: fused to something else, as older versions lack operators; the results agree",

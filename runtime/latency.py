@@ -88,6 +88,9 @@ def bench(
     used = providers or {}
     listed = tuple(_contender(name, times[name], used.get(name, "unknown"), alive[name].inner) for name in alive)
     share = _share_of_peak(flops, peak_flops, median(times[base]))
+    if share is not None and share > 1:  # the peak was measured while others had the processors
+        share, peak_flops = None, None
+        said.append("the machine was too busy for its peak to be measured: measure again")
     return LatencyReport(
         verdict=_verdict(ratios, max_slowdown, against),
         shapes=dict(shapes),

@@ -113,6 +113,12 @@ def test_share_of_peak():
     assert report.mfu == pytest.approx(0.1, rel=0.6)  # the load of the machine is between 1 and 2
 
 
+def test_more_than_the_peak_is_no_share_of_it():
+    report, _ = timed({"fused": 0.01}, noise=0.0, flops=1_000_000, peak_flops=1e6, rounds=8)
+    assert report.mfu is None and report.peak_flops is None
+    assert any("too busy for its peak" in note for note in report.notes)
+
+
 def test_a_deliberate_slowdown_is_caught_with_the_real_clock():
     """The self-test of the harness: one sleeps twice as long as the other, whatever else the machine does."""
     report = bench(

@@ -21,6 +21,7 @@ The order of softcap, bias and mask is that of ai.onnx Attention-23 as corrected
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -133,15 +134,22 @@ def _static(value: ir.Value, axis: int) -> int | None:
     return dim if isinstance(dim, int) else None
 
 
-def expand(site: AttentionNode, g: Builder) -> tuple[ir.Value, ir.Value, ir.Value]:
+def expand(site: AttentionNode, g: Builder, product: ir.Value | None = None) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Write a canonical attention as plain operators (opset 14 or newer).
+
+    Args:
+        site: The attention.
+        g: Receives the nodes.
+        product: The scaled score product, where the graph computes it already.
 
     Returns:
         (output, weights, scores): scores are the masked logits, before the softmax.
     """
     key, value = _repeat_heads(site, g)
-    query = g.op("Mul", site.query, g.scalar(site.scale, like=site.query))
-    scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
+    if product is None:
+        query = g.op("Mul", site.query, g.scalar(site.scale, like=site.query))
+        product = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = product
     if site.softcap:
         cap = g.scalar(site.softcap, like=site.query)
         scores = g.op("Mul", g.op("Tanh", g.op("Div", scores, cap)), cap)
@@ -226,8 +234,14 @@ def expand_all(model: ir.Model) -> int:
     return count
 
 
-def replace_by_plain(node: ir.Node) -> tuple[ir.Value, ...]:
+def replace_by_plain(
+    node: ir.Node, product: Callable[[AttentionNode, Builder], ir.Value | None] = lambda _site, _g: None
+) -> tuple[ir.Value, ...]:
     """Expand one canonical node where it stands.
+
+    Args:
+        node: The node.
+        product: Finds the scaled score product of an attention in the graph, see :func:`expand`.
 
     Returns:
         What :func:`expand` returned, or its namesake for linear attention.
@@ -237,7 +251,8 @@ def replace_by_plain(node: ir.Node) -> tuple[ir.Value, ...]:
     g = Builder(graph, prefix=node.name or NAME, like=node)
     result: tuple[ir.Value, ...]
     if is_attention(node):
-        result = expand(read(node), g)
+        site = read(node)
+        result = expand(site, g, product(site, g))
     else:
         result = canonical_recurrence.expand(canonical_recurrence.read(node), g)
     g.insert_before(node)

@@ -126,9 +126,7 @@ def _reached(value: ir.Value | None, op: str, steps: int) -> ir.Node | None:
     return None
 
 
-def _search(
-    start: ir.Value, axis: int, *, upwards: bool
-) -> tuple[tuple[ir.Node, ...], ir.Node, bool | None] | None:
+def _search(start: ir.Value, axis: int, *, upwards: bool) -> tuple[tuple[ir.Node, ...], ir.Node, bool | None] | None:
     """The nodes from a value to the nearest product of computed tensors, and it; None when there is none.
 
     ``axis`` counts from the last (1) and is followed where that is plain; 0 means it was lost on the way. Last comes

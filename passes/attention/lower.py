@@ -24,6 +24,7 @@ from .costs import costs_of
 from .group_query import GroupQuery
 from .multi_head import MultiHead
 from .own import OwnAttention
+from .shared_scores import shared_scores
 from .site import Site, describe, study
 from .standard import Standard
 
@@ -154,7 +155,7 @@ def _best_first(target: Target, kinds: frozenset[str], site: Site | None) -> lis
 
 
 def _declined(node: ir.Node, refusals: Sequence[Decline], common: dict[str, Any]) -> SiteRecord:
-    weights = canonical.replace_by_plain(node)[1]
+    weights = canonical.replace_by_plain(node, shared_scores)[1]
     nearest = _nearest(refusals)
     softmax = _softmax_of(weights)
     reasons = {r.reason for r in refusals} - _PASSING

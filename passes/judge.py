@@ -10,7 +10,7 @@ import numpy as np
 
 from .rule import Safety
 
-__all__ = ["Worst", "judge"]
+__all__ = ["FORBIDS", "Worst", "judge"]
 
 #: Granted: this multiple of the error of the form that is replaced ...
 ERROR_FACTOR: Final = 4.0

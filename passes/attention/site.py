@@ -12,6 +12,7 @@ from .. import canonical, masks
 from ..canonical import AttentionNode
 from ..capability import Capability, capability
 from ..graph import constant, dims
+from ..judge import FORBIDS
 from ..rule import Context, Declined
 from ..symbols import dim_text, same_dim
 
@@ -87,7 +88,7 @@ class Site:
 def _is_plain_bias(facts: masks.MaskFacts) -> bool:
     """Whether an additive mask is computed numbers alone: no conjunct, and no input of the graph among its addends."""
     masked = any(not isinstance(c, masks.Always) for c in facts.conjuncts)
-    return not masked and all(v.producer() is not None and _learned(v) for v in facts.additive)
+    return not masked and all(_learned(v) or _of_products(v) for v in facts.additive)
 
 
 def _learned(value: ir.Value, limit: int = 12) -> bool:
@@ -95,7 +96,7 @@ def _learned(value: ir.Value, limit: int = 12) -> bool:
     for _ in range(limit):
         node = value.producer()
         if node is None:
-            return value.const_value is not None and not value.is_graph_input() and _finite(value)
+            return _forbids_nothing(value)
         if node.op_type not in ("Gather", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Identity", "Mul"):
             return False
         inputs = [v for v in node.inputs[:1] if v is not None]
@@ -111,6 +112,38 @@ _HANDS_ON: Final = frozenset(
     {"Add", "Cast", "Concat", "Div", "Expand", "Gather", "Identity", "Max", "Min", "Mul", "Neg"}
     | {"Reshape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"}
 )
+
+
+def _of_products(value: ir.Value) -> bool:
+    """Whether a bias is made of matrix products of what holds no infinity (positions times queries), and of constants."""
+    waiting, seen = [value], {id(value)}
+    while waiting:
+        node = (value := waiting.pop()).producer()
+        operands = [] if node is None else [v for v in node.inputs if v is not None and _is_float(v)]
+        if node is None:
+            if not _forbids_nothing(value):
+                return False
+        elif node.op_type in ("MatMul", "Einsum", "Gemm"):
+            if not all(map(_hands_on_no_mask, operands)):
+                return False
+        elif node.op_type in _HANDS_ON:
+            waiting.extend(v for v in operands if id(v) not in seen)
+            seen.update(map(id, operands))
+        else:
+            return False
+    return True
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def _forbids_nothing(value: ir.Value) -> bool:
+    """Whether a value is a constant, and no number in it low enough to take a key's weight away."""
+    if value.const_value is None or value.is_graph_input():
+        return False
+    array = constant(value)
+    return array is not None and bool(np.all((array > FORBIDS) & np.isfinite(array.astype(np.float64))))
 
 
 def _hands_on_no_mask(value: ir.Value) -> bool:

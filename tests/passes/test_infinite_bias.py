@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from deployml import custom_ops
 from deployml.passes import pipeline
 from deployml.passes.example_text import graph_text
 
@@ -43,3 +44,34 @@ def test_a_scaled_float_mask_keeps_its_empty_rows_finite(bias: str) -> None:
     assert np.isfinite(fused).all()
     some = np.isfinite(given["m"]).any(-1)[..., None].repeat(4, 1)
     assert np.allclose(np.where(some, plain, 0), np.where(some, fused, 0), atol=1e-6)
+
+
+_FIXED = "float[B,4,3,16] q, float[B,4,16,3] k, float[B,4,3,16] v"
+#: Positions of SAM: queries times a table.
+_DECOMPOSED = 'h = Tanh (q) r = Einsum <equation = "bnsh,th->bnst"> (h, t)'
+_ROWS = "float[1,1,3,3] c = {{0,{low},0,{low},0.5,0,0,0,0}}, float[3,16] t = {{{table}}}"
+
+
+@pytest.mark.parametrize(
+    ("low", "bias", "assumed"),
+    [
+        (-100, "b = Identity (c)", False),  # a window of Swin: low, and no key loses all its weight
+        (-1e9, "b = Identity (c)", False),  # it forbids, and leaves a key in every row
+        (-100, f"{_DECOMPOSED} b = Add (r, c)", False),
+        (-1e9, f"{_DECOMPOSED} b = Add (r, c)", True),
+    ],
+)
+def test_a_bias_that_cannot_forbid_rests_on_no_assumption(low: float, bias: str, assumed: bool) -> None:
+    table = ",".join(str(round(0.1 * n - 2, 1)) for n in range(48))
+    text = graph_text(
+        _FIXED,
+        "float[B,4,3,16] y",
+        f"s = MatMul (q, k) {bias} a = Add (s, b) x = Softmax <axis = -1> (a) y = MatMul (x, v)",
+        constants=_ROWS.format(low=low, table=table),
+    )
+    outcome = pipeline.run(
+        ir.from_onnx_text(text), CPU, options=pipeline.Options(simplify=False), configure=custom_ops.register
+    )
+    (site,) = outcome.journal.sites
+    assert site.status == "fused"
+    assert site.assumptions == (("fully-masked-rows",) if assumed else ())

@@ -115,7 +115,7 @@ _HANDS_ON: Final = frozenset(
 
 
 def _of_products(value: ir.Value) -> bool:
-    """Whether a bias is made of matrix products of what holds no infinity (positions times queries), and of constants."""
+    """Whether a bias is made of matrix products of what holds no infinity (SAM: queries times positions) and constants."""
     waiting, seen = [value], {id(value)}
     while waiting:
         node = (value := waiting.pop()).producer()

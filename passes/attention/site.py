@@ -115,7 +115,7 @@ _HANDS_ON: Final = frozenset(
 
 
 def _of_products(value: ir.Value) -> bool:
-    """Whether a bias is made of matrix products of what holds no infinity (SAM: queries times positions) and constants."""
+    """Whether a bias is made of products of what holds no infinity (SAM: queries times positions), and of constants."""
     waiting, seen = [value], {id(value)}
     while waiting:
         node = (value := waiting.pop()).producer()

@@ -61,7 +61,7 @@ class Ids:
         """An integer array: rows of mixed ids, of padded ids, of ascending segments and of positions, in turn."""
         assert value.dtype is not None
         low, high, table = self._range(value, sizes)
-        special = [n for n in (*self.near, *table) if low <= n < high] or [low]
+        special = [n for n in (*self.near, *table) if low <= n < high] or [max(low, 0)]
         width, count = shape[-1] if shape else 1, math.prod(shape)
         near = rng.permutation(np.resize(np.array(special, np.int64), count)).reshape(-1, width)
         far = max(n for n in (0, *special) if n <= _WIDE) + _GENERAL

@@ -200,7 +200,7 @@ def bench(
         list[Path] | None, typer.Option("--contender", metavar="Y.onnx", help="Another file to time; may be repeated.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Time the source under torch.compile too.")] = False,
-    memory: Annotated[bool, typer.Option("--memory", help="Measure the memory each graph takes.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure the memory each contender takes.")] = False,
     sweep: Annotated[
         str | None, typer.Option("--sweep", metavar="AXIS=N,M ...", help="More sizes, as 'batch=1,4 sequence=32,128'.")
     ] = None,

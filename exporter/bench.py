@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..runtime.target import TargetName
 from .against import Source, Subject, open_source, open_subject
 from .artifact import FileNames
 from .feeding import bench_cases, input_specs
-from .measuring import Extras, Graph, MakeContender, measure_latency
+from .measuring import Extras, Footprint, Graph, MakeContender, measure_latency
 from .measuring import sweep as measure_sweep
 from .options import SourceOptions, picked
 from .reporting import report_on_file
@@ -65,7 +65,7 @@ def bench(
         max_slowdown: How many times slower than the unfused graph the file may be.
         contenders: Further ONNX files with the same inputs, timed under their own names.
         compile: Time the torch source under ``torch.compile`` too.
-        memory: Measure what memory each graph takes, each in a process of its own.
+        memory: Measure what memory each contender takes on the CPU, each in a process of its own.
         sweep: Sizes to time at as well, as "batch=1,4 sequence=32,128"; every combination, in the same time again.
         page: Where to write the report as a page.
         progress: Show bars on stderr; or a :class:`Progress` to use.
@@ -97,7 +97,7 @@ def bench(
             seconds=seconds,
             threads=threads,
             max_slowdown=max_slowdown,
-            extras=Extras(sites=sites, memory=memory),
+            extras=Extras(sites=sites, memory=memory, footprints=_footprints(against, options, others)),
         )
         if points:
             swept = measure_sweep(graphs, points, bars, others=others, seconds=seconds, threads=threads)
@@ -120,6 +120,19 @@ def _torch_contenders(source: Source | None, compile: bool) -> dict[str, tuple[M
     if compile and source.compiled is not None:
         found["compiled"] = source.compiled
     return found
+
+
+def _footprints(source: Any, options: SourceOptions, others: Iterable[str]) -> dict[str, Footprint]:
+    """How to measure the memory of the torch contenders."""
+    if not others:
+        return {}
+    from .eager_memory import eager_footprint
+
+    def of(name: str) -> Footprint:
+        compiled = name == "compiled"
+        return lambda feeds, threads: eager_footprint(source, options, feeds, threads=threads, compiled=compiled)
+
+    return {name: of(name) for name in others}
 
 
 def _others(subject: Subject, paths: Sequence[str | Path]) -> dict[str, Graph]:

@@ -8,18 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import custom_ops
+from ..runtime.cuda import clashes, cuda_versions
 from ..runtime.errors import DeploymlError
 from ..runtime.memory import available_memory, free_disk, human_bytes
 from ..runtime.report import Verdict, to_json
+from ..runtime.session import nodes_per_provider
+from ..runtime.summary import in_words
 from ..runtime.target import PROVIDERS, parse_version
 from ..runtime.versions import ONNXRUNTIME_PACKAGES, installed
+from .fusing import libraries_of
+from .measuring import Graph
 from .onnx_file import open_file
 from .writing import weight_bytes
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from .probe import Probed
 
 __all__ = ["Diagnosis", "Finding", "doctor"]
+
+
+#: Said of a target whose provider comes up.
+_READY: Final = "ready"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +49,11 @@ class Diagnosis:
         verdict: "fail" when a problem was found.
         versions: Package to version.
         targets: Target name to "ready" or why it is not.
+        cuda: CUDA versions of onnxruntime's and torch's wheels and of the driver; "none" where there is none.
         libraries: Backend to "built" or "not built".
         problems: Known-bad pairs and the like.
         room: With a model: what it needs of disk and memory, and what there is.
+        nodes: With a model: on each target that is ready here, how many nodes each provider runs, or why none.
         probed: With a probe: each feature of each attention operator, next to the shipped table.
     """
 
@@ -48,8 +61,10 @@ class Diagnosis:
     versions: Mapping[str, str]
     targets: Mapping[str, str]
     libraries: Mapping[str, str]
+    cuda: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Finding, ...] = ()
     room: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
     probed: tuple[Probed, ...] = ()
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -61,26 +76,32 @@ def doctor(*, model: str | Path | None = None, probe: bool = False) -> Diagnosis
     """Look at the environment; nothing is changed.
 
     Args:
-        model: An ONNX file to find room for, on the disk it lies on and in memory.
+        model: An ONNX file to find room for, on the disk it lies on and in memory, and to open on every target that
+            is ready, to see which provider runs its nodes.
         probe: Try every feature of onnxruntime's attention operators on the CPU, and compare with the shipped table.
 
     Raises:
         InputError: if the model cannot be read.
     """
-    versions = installed()
+    versions, cuda = installed(), cuda_versions()
+    targets = {name: _target_state(name) for name in PROVIDERS}
     room, cramped = ({}, ()) if model is None else _room(Path(model).expanduser())
     probed = _probed() if probe else ()
     known = (finding for check in _CHECKS if (finding := check(versions)) is not None)
-    problems = (*known, *cramped, *_lacking(probed))
+    nodes = {} if model is None or cramped else _nodes(Path(model).expanduser(), targets)
+    unlike = (Finding(what=what, hint=hint) for what, hint in clashes(cuda, works=targets["cuda"] == _READY))
+    problems = (*known, *unlike, *cramped, *_lacking(probed))
     return Diagnosis(
         verdict="fail" if problems else "pass",
         versions=versions,
-        targets={name: _target_state(name) for name in PROVIDERS},
+        targets=targets,
+        cuda=cuda,
         libraries={
             backend: "built" if backend in custom_ops.available() else "not built" for backend in ("cpu", "cuda", "hip")
         },
         problems=problems,
         room=room,
+        nodes=nodes,
         probed=probed,
     )
 
@@ -138,7 +159,22 @@ def _target_state(name: Any) -> str:
         open_session(ir.serde.serialize_model(ir.Model(graph, ir_version=10)).SerializeToString(), name)
     except DeploymlError as error:
         return error.message
-    return "ready"
+    return _READY
+
+
+def _nodes(path: Path, targets: Mapping[str, str]) -> dict[str, str]:
+    """Where the nodes of a model run, on each target that works here."""
+    model = open_file(path)
+    return {name: _placed(path, model, name) for name, state in targets.items() if state == _READY}
+
+
+def _placed(path: Path, model: ir.Model, name: Any) -> str:
+    try:
+        session = Graph(path=path, target=name, libraries=libraries_of(model, name)).open()
+    except DeploymlError as error:
+        return error.message
+    counts = nodes_per_provider(session)
+    return in_words(counts) if counts else "this onnxruntime does not tell (1.24 and newer do)"
 
 
 def _two_onnxruntimes(versions: Mapping[str, str]) -> Finding | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,22 @@ import onnxruntime
 
 from ..runtime import latency, parity
 from ..runtime.attempt import Runner
+from ..runtime.errors import DeploymlError
 from ..runtime.feeds import Case
 from ..runtime.footprint import footprint
 from ..runtime.peak import measured_peak
 from ..runtime.profile import profile
 from ..runtime.progress import Progress
 from ..runtime.providers import CPU
-from ..runtime.report import Contender, LatencyReport, ParityReport, Profile, SweepPoint
-from ..runtime.session import Optimize, feeds_for, open_session
+from ..runtime.report import LatencyReport, ParityReport, Profile, SweepPoint
+from ..runtime.session import Optimize, feeds_for, nodes_per_provider, open_session
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner, to_ort
 
 __all__ = [
     "TOLERANCE",
     "Extras",
+    "Footprint",
     "Graph",
     "Reference",
     "check_loads",
@@ -41,6 +43,9 @@ TOLERANCE = 1e-4
 
 #: Makes a contender on fixed inputs; what it opened is closed with the stack.
 MakeContender = Callable[[Mapping[str, np.ndarray], ExitStack], Callable[[], None]]
+
+#: Bytes that a contender takes on these inputs with so many threads.
+Footprint = Callable[[Mapping[str, np.ndarray], int], int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +92,14 @@ class Extras:
     Attributes:
         profile: Where the time goes, operator by operator, and how much of the machine's peak is reached.
         sites: Names of the nodes whose time is wanted in any case.
-        memory: The memory each graph takes, in a process of its own, which takes a second a graph.
+        memory: The memory each contender takes, in a process of its own, which takes seconds each.
+        footprints: How to measure that of contenders that are no graphs, from the inputs and the number of threads.
     """
 
     profile: bool = True
     sites: Sequence[str] = ()
     memory: bool = False
+    footprints: Mapping[str, Footprint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +134,7 @@ def measure_parity(
         stage.total(len(cases))
         session = graph.open()
         plain = None if unfused is None else unfused.open()
-        return parity.validate(
+        found = parity.validate(
             session_runner(session),
             reference.run,
             cases,
@@ -138,6 +145,7 @@ def measure_parity(
             same_dtype=reference.same_dtype,
             on_case=lambda case: stage.advance(text=case.name),
         )
+        return replace(found, nodes=nodes_per_provider(session))
 
 
 def measure_latency(
@@ -190,8 +198,10 @@ def measure_latency(
             peak_flops=peak,
             notes=_busy(),
         )
-        timed = replace(timed, profile=found)
-        return _with_memory(timed, graphs, case, count) if extras.memory else timed
+        placed = {name: nodes_per_provider(session) for name, session in sessions.items()}
+        listed = tuple(replace(one, nodes=placed.get(one.name, {})) for one in timed.contenders)
+        timed = replace(timed, profile=found, contenders=listed)
+        return _with_memory(timed, graphs, case, count, extras) if extras.memory else timed
 
 
 def _profile(
@@ -212,15 +222,25 @@ def _profile(
     )
 
 
-def _with_memory(timed: LatencyReport, graphs: Mapping[str, Graph], case: Case, threads: int) -> LatencyReport:
-    def measured(one: Contender) -> Contender:
-        graph = graphs.get(one.name)
-        if graph is None or graph.target not in ("cpu", "portable"):
-            return one
-        peak = footprint(graph.path, graph.target, graph.libraries, case.feeds, threads=threads)
-        return replace(one, peak_memory=peak)
+def _with_memory(
+    timed: LatencyReport, graphs: Mapping[str, Graph], case: Case, threads: int, extras: Extras
+) -> LatencyReport:
+    """The report with the memory of each contender on the CPU, or a note on why there is none."""
+    notes: list[str] = []
 
-    return replace(timed, contenders=tuple(measured(c) for c in timed.contenders))
+    def held(name: str) -> int | None:
+        graph = graphs.get(name)
+        try:
+            if graph is not None and graph.target in ("cpu", "portable"):
+                return footprint(graph.path, graph.target, graph.libraries, case.feeds, threads=threads)
+            measure = extras.footprints.get(name)
+            return None if graph is not None or measure is None else measure(case.feeds, threads)
+        except DeploymlError as error:
+            notes.append(f"the memory of '{name}' was not measured: {error.message}")
+            return None
+
+    measured = tuple(replace(one, peak_memory=held(one.name)) for one in timed.contenders)
+    return replace(timed, contenders=measured, notes=(*timed.notes, *notes))
 
 
 def sweep(

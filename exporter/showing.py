@@ -60,8 +60,10 @@ def _show_diagnosis(found: Diagnosis, out: Console) -> None:
     for title, facts in (
         ("Versions", found.versions),
         ("Targets", found.targets),
+        ("CUDA", found.cuda),
         ("Op libraries", found.libraries),
         ("Room", found.room),
+        ("Nodes of the model", found.nodes),
     ):
         if not facts:
             continue

@@ -174,12 +174,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Parity of a graph against its reference over a grid of cases."""
+    """Parity of a graph against its reference over a grid of cases.
+
+    ``nodes`` counts the graph's nodes by the provider that ran them.
+    """
 
     verdict: Verdict
     reference: str
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def worst(self) -> Comparison | None:
@@ -245,7 +249,10 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """Times of one contender, milliseconds a run, and the bytes it takes to load and run it where that was measured."""
+    """Times of one contender, milliseconds a run, and the bytes it takes to load and run it where that was measured.
+
+    ``nodes`` counts the graph's nodes by the provider that runs them, for a contender that onnxruntime runs.
+    """
 
     name: str
     median_ms: float
@@ -255,6 +262,7 @@ class Contender:
     provider: str
     note: str | None = None
     peak_memory: int | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

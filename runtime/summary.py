@@ -17,7 +17,7 @@ from .memory import human_bytes, human_count
 from .report import Comparison, LatencyReport, ParityReport, Profile, Report, Site, SweepPoint, Verdict
 from .sensitivity import SENSITIVITY
 
-__all__ = ["SiteGroup", "group_sites", "render"]
+__all__ = ["SiteGroup", "group_sites", "in_words", "render"]
 
 _WIDTH: Final = 80
 _CENSUS_ROWS: Final = 14
@@ -194,6 +194,8 @@ def _parity(parity: ParityReport | None) -> list[Text | Table]:
     cases = len({c.case for c in parity.comparisons if c.verdict != "not-run"} - {SENSITIVITY})
     head = _title("Parity").append(f" against {parity.reference}, {cases} cases: ").append(_verdict(parity.verdict))
     lines = [head]
+    if len(parity.nodes) > 1:
+        lines.append(Text(f"  ran on {in_words(parity.nodes)}"))
     for name in dict.fromkeys(c.output for c in parity.comparisons):
         found = [c for c in parity.comparisons if c.output == name and c.needed is not None]
         if found:
@@ -241,7 +243,8 @@ def _latency(latency: LatencyReport | None) -> list[Text | Table]:
         ratio = ratios.get(one.name)
         paired = ("1.00", "") if ratio is None else (f"{ratio.value:.2f}", f"{ratio.low:.2f} - {ratio.high:.2f}")
         times = (_milliseconds(t) for t in (one.median_ms, one.p90_ms, one.p99_ms))
-        table.add_row(Text(f"{one.name}\n").append(_short_provider(one.provider), style="dim"), *times, *paired)
+        place = in_words(one.nodes) if len(one.nodes) > 1 else _short_provider(one.provider)
+        table.add_row(Text(f"{one.name}\n").append(place, style="dim"), *times, *paired)
     return [head, table, *_memory(latency), *_effort(latency), *_slowest(latency.profile), *_sweep(latency), *notes]
 
 
@@ -336,6 +339,12 @@ def _plain_op(name: str | None) -> str:
 
 def _short_provider(name: str) -> str:
     return name.removesuffix("ExecutionProvider")
+
+
+def in_words(nodes: Mapping[str, int]) -> str:
+    """{"CUDAExecutionProvider": 40, "CPUExecutionProvider": 2} as "CUDA 40 nodes, CPU 2 nodes"."""
+    parts = (f"{_short_provider(name)} {count} node{'' if count == 1 else 's'}" for name, count in nodes.items())
+    return ", ".join(parts)
 
 
 def _short(value: float | None) -> str:

@@ -185,7 +185,7 @@ def _memory(found: LatencyReport) -> list[Markup | None]:
     cells = [
         (name, charts.share_bar(held / most, title=name), f"{held / (1 << 20):.1f} MiB") for name, held in known.items()
     ]
-    said = "By how much a process grows to load the graph and run it twice."
+    said = "By how much a process of its own grows at its peak to load the contender and run it twice."
     return [tag("h3", "Peak memory"), tag("p", said, class_="soft small"), charts.rows(cells, title="peak memory")]
 
 

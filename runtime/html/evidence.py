@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..report import Comparison, Culprit, LatencyReport, ParityReport
+from ..report import Comparison, Contender, Culprit, LatencyReport, ParityReport
+from ..summary import in_words
 from . import charts
 from .markup import Markup, join, tag
 from .numbers import ceiling_percent, count, factor, floor_cosine, log_ticks, milliseconds, power
@@ -71,6 +72,7 @@ def parity(found: ParityReport | None, culprit: Culprit | None = None) -> Markup
         else None,
         *(_failure(c) for c in failures[:_FAILURES]),
         _more(len(failures) - _FAILURES, "failures"),
+        tag("p", f"It ran on {in_words(found.nodes)}.", class_="soft") if len(found.nodes) > 1 else None,
         key if outputs else None,
         *(_error_plot(name, [c for c in found.comparisons if c.output == name], scale) for name in outputs),
         _notes(found.notes),
@@ -185,7 +187,7 @@ def _times(found: LatencyReport) -> Markup | None:
     base = found.ratios[0].over if found.ratios else found.contenders[0].name
     cells = [
         (
-            join(c.name, tag("span", f" {c.provider.removesuffix('ExecutionProvider')}", class_="soft small")),
+            join(c.name, tag("span", f" {_place(c)}", class_="soft small")),
             charts.time_strip(
                 longest,
                 c.median_ms,
@@ -205,6 +207,11 @@ def _times(found: LatencyReport) -> Markup | None:
         tag("p", note, class_="soft small"),
         charts.rows(cells, title="times"),
     )
+
+
+def _place(one: Contender) -> str:
+    """The provider; all of them with their nodes where the graph is split."""
+    return in_words(one.nodes) if len(one.nodes) > 1 else one.provider.removesuffix("ExecutionProvider")
 
 
 def _share_of_peak(found: LatencyReport) -> Markup | None:

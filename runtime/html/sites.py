@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..report import Report, Site
 from ..summary import SiteGroup, group_sites
 from .markup import Markup, escape, join, tag
-from .numbers import power
+from .numbers import milliseconds, power
 from .words import plain_op
 
 __all__ = ["section"]
@@ -34,7 +35,7 @@ def section(report: Report) -> Markup | None:
     """The section, or None for a model without attention."""
     if not report.sites:
         return None
-    groups = group_sites(report.sites)
+    groups, times = group_sites(report.sites), _times(report)
     declined = [g for g in groups if g.sites[0].status == "declined"]
     fused = [g for g in groups if g.sites[0].status == "fused"]
     return tag(
@@ -42,10 +43,22 @@ def section(report: Report) -> Markup | None:
         tag("h2", "Attention sites"),
         tag("p", _lead(report, len(groups)), class_="soft"),
         *(_decline_note(g) for g in declined),
-        _table([*declined, *fused]),
-        tag("details", tag("summary", f"Each of the {len(report.sites)} sites"), _each(report.sites)),
+        _table([*declined, *fused], times),
+        tag("details", tag("summary", f"Each of the {len(report.sites)} sites"), _each(report.sites, times)),
         id="sites",
     )
+
+
+def _times(report: Report) -> dict[str, float]:
+    """Node name to milliseconds, where the run was profiled."""
+    profile = None if report.latency is None else report.latency.profile
+    return {} if profile is None else {node.name: node.ms for node in profile.nodes}
+
+
+def _took(sites: Sequence[Site], times: Mapping[str, float]) -> str:
+    """The time of fused sites together; plain operators are not told from the rest of the graph."""
+    known = [times[s.name] for s in sites if s.status == "fused" and s.name in times]
+    return milliseconds(math.fsum(known)) if known else "–"
 
 
 def _lead(report: Report, kinds: int) -> str:
@@ -74,15 +87,17 @@ def _advice(site: Site) -> Markup:
     return join(nearest, "More: ", tag("code", f"deployml explain {site.rule or site.nearest}"))
 
 
-def _table(groups: Sequence[SiteGroup]) -> Markup:
-    heads = [tag("th", text, class_=kind) for text, kind in _COLUMNS]
-    return tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *map(_row, groups)), class_="wide")
+def _table(groups: Sequence[SiteGroup], times: Mapping[str, float]) -> Markup:
+    columns = (*_COLUMNS, ("Time", "num")) if times else _COLUMNS
+    heads = [tag("th", text, class_=kind) for text, kind in columns]
+    body = [_row(group, times) for group in groups]
+    return tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_="wide")
 
 
 _COLUMNS: Final = (("Sites", "num"), ("Where", None), ("Became", None), ("Facts", None), ("Error", "num"))
 
 
-def _row(group: SiteGroup) -> Markup:
+def _row(group: SiteGroup, times: Mapping[str, float]) -> Markup:
     site = group.sites[0]
     return tag(
         "tr",
@@ -96,6 +111,7 @@ def _row(group: SiteGroup) -> Markup:
         tag("td", *_became(site)),
         tag("td", _facts(site.facts), class_="small"),
         tag("td", power(group.error), class_="num", data_label="error"),
+        tag("td", _took(group.sites, times), class_="num", data_label="time") if times else None,
     )
 
 
@@ -155,7 +171,7 @@ def _spoken(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
-def _each(sites: Sequence[Site]) -> Markup:
+def _each(sites: Sequence[Site], times: Mapping[str, float]) -> Markup:
     body = [
         tag(
             "tr",
@@ -165,6 +181,7 @@ def _each(sites: Sequence[Site]) -> Markup:
             tag("td", power(site.error), class_="num", data_label="fused error"),
             tag("td", power(site.error_unfused), class_="num", data_label="unfused error"),
             tag("td", power(site.granted), class_="num", data_label="granted"),
+            tag("td", _took([site], times), class_="num", data_label="time") if times else None,
         )
         for site in sites
     ]
@@ -175,6 +192,7 @@ def _each(sites: Sequence[Site]) -> Markup:
         ("Error", "num"),
         ("Unfused", "num"),
         ("Granted", "num"),
+        *((("Time", "num"),) if times else ()),
     )
     row = tag("tr", *(tag("th", text, class_=kind) for text, kind in heads))
     return tag("table", tag("thead", row), tag("tbody", *body), class_="wide small")

@@ -54,10 +54,27 @@ def test_what_cannot_be_timed_is_refused_before_anything_slow(deployml_command, 
     assert ran.status == 2 and "is no ONNX file" in ran.err
 
 
+def test_eager_memory_is_measured_and_what_cannot_be_says_why(exported, encoder, deployml_command):
+    options = ("--seconds", "0.3", "--threads", "1", "--memory", "--json")
+    ran = deployml_command("bench", exported, "--against", *encoder.options, *options)
+    assert ran.status == 0, ran.err
+    held = {c["name"]: c["peak_memory"] for c in json.loads(ran.out)["latency"]["contenders"]}
+    assert list(held) == ["eager", "unfused", "fused"]
+    assert all(size > 100_000 for size in held.values())  # the weights alone are 130 kB
+
+    from deployml.exporter.eager_memory import eager_footprint
+    from deployml.exporter.options import SourceOptions
+
+    with pytest.raises(InputError, match="object of this process"):
+        eager_footprint(object(), SourceOptions(), {}, threads=1)
+
+
 @pytest.mark.slow
 def test_torch_compile_is_a_contender(deployml_command, exported, encoder):
-    ran = deployml_command("bench", exported, "--against", *encoder.options, "--compile", "--seconds", "1", "--json")
+    options = ("--compile", "--memory", "--seconds", "1", "--json")
+    ran = deployml_command("bench", exported, "--against", *encoder.options, *options)
     assert ran.status == 0, ran.err
     latency = json.loads(ran.out)["latency"]
-    names = [c["name"] for c in latency["contenders"]]
-    assert "compiled" in names or any("'compiled' was not timed" in n for n in latency["notes"])
+    found = {c["name"]: c for c in latency["contenders"]}
+    assert "compiled" in found or any("'compiled' was not timed" in n for n in latency["notes"])
+    assert "compiled" not in found or found["compiled"]["peak_memory"] > 100_000

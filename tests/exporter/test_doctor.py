@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -57,3 +58,27 @@ def test_too_little_room_is_a_problem(monkeypatch, exported, name, words):
 def test_a_model_that_cannot_be_read_is_refused(deployml_command, tmp_path):
     ran = deployml_command("doctor", "--model", tmp_path / "none.onnx")
     assert ran.status == 2 and "none.onnx" in ran.err
+
+
+def test_wheels_and_driver_that_do_not_fit_are_a_problem(monkeypatch):
+    monkeypatch.setattr(module, "cuda_versions", lambda: {"onnxruntime": "13.0", "torch": "none", "driver": "12.4"})
+    found = doctor()
+    assert found.verdict == "fail" and "the driver runs CUDA up to 12.4" in found.problems[0].what
+    assert json.loads(found.to_json())["cuda"]["driver"] == "12.4"
+
+
+def test_a_gpu_wheel_on_a_machine_without_a_driver_is_sound(monkeypatch, deployml_command):
+    monkeypatch.setattr(module, "cuda_versions", lambda: {"onnxruntime": "13.0", "torch": "12.8", "driver": "none"})
+    ran = deployml_command("doctor")
+    assert ran.status == 0
+    assert "onnxruntime  13.0" in ran.out and "driver       none" in ran.out
+
+
+def test_the_nodes_of_a_model_are_counted_by_provider(deployml_command, exported, monkeypatch):
+    ran = deployml_command("doctor", "--model", exported)
+    assert ran.status == 0
+    nodes = re.search(r"Nodes of the model\n +cpu +CPU (\d+) nodes", ran.out)
+    assert nodes is not None and int(nodes[1]) > 5
+    split = {"CUDAExecutionProvider": 40, "CPUExecutionProvider": 1}
+    monkeypatch.setattr(module, "nodes_per_provider", lambda session: split)
+    assert doctor(model=exported).nodes["cpu"] == "CUDA 40 nodes, CPU 1 node"

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import parser
 
+from deployml.runtime.errors import InputError
 from deployml.runtime.flops import flops_of, packed_elements
 from deployml.runtime.footprint import footprint
 from deployml.runtime.html import html_report
@@ -97,7 +98,8 @@ def test_memory_is_measured_in_another_process(tmp_path):
     feeds = {"x": np.ones((4, 2048), np.float32), "w": np.ones((2048, 2048), np.float32)}
     found = footprint(tmp_path / "big.onnx", "cpu", (), feeds, threads=1)
     assert found is None or found > 1 << 20
-    assert footprint(tmp_path / "none.onnx", "cpu", (), feeds, threads=1) is None
+    with pytest.raises(InputError, match="there is no file"):
+        footprint(tmp_path / "none.onnx", "cpu", (), feeds, threads=1)
 
 
 def latency():

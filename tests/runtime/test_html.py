@@ -16,7 +16,9 @@ from deployml.runtime.report import (
     Comparison,
     Contender,
     LatencyReport,
+    NodeTime,
     ParityReport,
+    Profile,
     Ratio,
     Report,
     Site,
@@ -192,6 +194,23 @@ def test_everything_of_the_report_is_there():
         "Before: 3 operators (2 more are not drawn)",
     ):
         assert words in text, words
+
+
+def test_a_graph_on_several_providers_is_shown_with_its_nodes():
+    split = {"CUDAExecutionProvider": 40, "CPUExecutionProvider": 1}
+    timed = replace(LATENCY, contenders=(replace(LATENCY.contenders[0], nodes=split), *LATENCY.contenders[1:]))
+    page = text_of(html_report(replace(REPORT, parity=replace(REPORT.parity, nodes=split), latency=timed)))
+    assert page.count("CUDA 40 nodes, CPU 1 node") == 2
+    assert "CUDA 40 nodes" not in text_of(html_report(REPORT))
+
+
+def test_sites_have_their_time_where_the_run_was_profiled():
+    fused = [s for s in REPORT.sites if s.status == "fused"]
+    nodes = tuple(NodeTime(name=s.name, op=s.op or "", ms=0.25, flops=1, bytes=1) for s in fused)
+    timed = replace(LATENCY, profile=Profile(total_ms=10.0, ops=(), nodes=nodes))
+    page = text_of(html_report(replace(REPORT, latency=timed)))
+    assert page.count("0.250 ms") >= len(fused)
+    assert "0.250 ms" not in text_of(html_report(REPORT))
 
 
 def test_failures_name_output_case_numbers_and_place():

@@ -148,3 +148,12 @@ def test_sites_are_grouped_by_what_became_of_them():
     ]
     assert groups[0].error == pytest.approx(4e-7)
     assert groups[2].error is None
+
+
+def test_a_graph_on_several_providers_is_shown_with_its_nodes():
+    split = {"CUDAExecutionProvider": 40, "CPUExecutionProvider": 1}
+    timed = replace(LATENCY, contenders=(replace(LATENCY.contenders[0], nodes=split), *LATENCY.contenders[1:]))
+    text = shown(replace(REPORT, parity=replace(REPORT.parity, nodes=split), latency=timed))
+    assert "ran on CUDA 40 nodes, CPU 1 node" in " ".join(text.split())
+    assert "CUDA 40 nodes" in " ".join(text[text.index("Latency") :].split())
+    assert "nodes, CPU" not in shown(REPORT)

@@ -80,6 +80,8 @@ def _loose_ends(graph: ir.Graph) -> Iterator[str]:
     for node in graph:
         if not node.op_type:
             yield f"node '{node.name}' names no operator"
+        if not node.outputs:
+            yield f"node '{node.name or node.op_type}' has no output"
         for value in node.inputs:
             if value is not None and not _made(value):
                 yield f"node '{node.name or node.op_type}' reads '{value.name}', which nothing makes"

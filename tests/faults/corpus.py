@@ -272,6 +272,7 @@ BROKEN: dict[str, Maker] = {
     "output nobody makes": _changed(_no_such_output),
     "one value made twice": _changed(_same_output_twice),
     "operator without a name": _changed(_operator("", "")),
+    "node without an output": _changed(lambda m: m.graph.node.add(op_type="MatMul", name="idle", input=["x", "w"])),
     "weights file missing": _changed(_external(location="weights.bin")),
     "weights file elsewhere": _changed(_external(location="../../../../etc/passwd")),
     "weights file absolute": _changed(_external(location="/etc/passwd", offset="0", length="64")),

@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from . import canonical
-from .graph import attribute, constant
+from .graph import constant
 from .notable import Ids, notable, takes_ids
+from .sizes import apply_ties, tied
 from .symbols import free_names, size_of
 
 __all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "plans", "random_feeds"]
@@ -47,25 +47,25 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
 
     Args:
         values: The free inputs.
-        nodes: Nodes of both forms: a canonical attention ties the axes of its mask to those of its operands.
+        nodes: Nodes of both forms: what they compute together ties axes of different names (see :mod:`.sizes`).
         constants: Constants of both forms; the largest small integer among them decides one more, longer case.
     """
     nodes = list(nodes)
-    tied, dims = _tied(nodes), [*dims_of(values), *dims_of(o for n in nodes for o in n.outputs)]
-    cases = [Plan(_apply(tied, bind(values, sizes)), number) for number, sizes in enumerate(SIZES)]
-    cases.append(Plan(_apply(tied, bind(values, SIZES[-1])), _EMPTY))
-    wider = [Plan(_apply(tied, enlarged(plan.sizes, dims)), plan.case) for plan in cases]
+    ties, dims = tied(nodes, _symbols(values)), [*dims_of(values), *dims_of(o for n in nodes for o in n.outputs)]
+    cases = [Plan(apply_ties(ties, bind(values, sizes)), number) for number, sizes in enumerate(SIZES)]
+    cases.append(Plan(apply_ties(ties, bind(values, SIZES[-1])), _EMPTY))
+    wider = [Plan(apply_ties(ties, enlarged(plan.sizes, dims)), plan.case) for plan in cases]
     cases = [plan for plan in cases if can_be(plan.sizes, dims)]
     cases.extend(plan for plan in wider if plan not in cases)
     if any(_is_pattern(value) for value in values):
-        many = _apply(tied, _batched(values, _MANY))
+        many = apply_ties(ties, _batched(values, _MANY))
         cases.extend(plan for plan in (Plan(many, 1), Plan(many, 2)) if can_be(plan.sizes, dims))
     longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
     if longest:
-        cases.append(Plan(_apply(tied, _long(values, longest + 3)), _LENGTHS))
+        cases.append(Plan(apply_ties(ties, _long(values, longest + 3)), _LENGTHS))
     ids = notable(values, nodes)
     if ids is not None:
-        many = Plan(_apply(tied, _batched(values, _MANY)), 0)
+        many = Plan(apply_ties(ties, _batched(values, _MANY)), 0)
         cases.extend(Plan(plan.sizes, 0, ids) for plan in (*cases[:1], many) if can_be(plan.sizes, dims))
     return cases
 
@@ -169,47 +169,6 @@ def _integers(value: ir.Value) -> list[int]:
         return []
     array = constant(value, limit=1)
     return [] if array is None or array.size != 1 else [abs(int(array.reshape(-1)[0]))]
-
-
-def _tied(nodes: Iterable[ir.Node]) -> dict[str, ir.SymbolicDim | int]:
-    """Names of mask axes that must equal the query or key length, and that length."""
-    tied: dict[str, ir.SymbolicDim | int] = {}
-    for node in nodes:
-        if node.op_type == "Einsum" and node.domain == "":
-            tied |= _tied_letters(node)
-        if not canonical.is_attention(node):
-            continue
-        site = canonical.read(node)
-        for value in (site.mask, site.bias):
-            shape = list(value.shape or ()) if value is not None else []
-            for dim, operand in zip(shape[-2:][::-1], (site.key, site.query), strict=False):
-                length = operand.shape[2] if operand.shape is not None and len(operand.shape) == 4 else None
-                if isinstance(dim, ir.SymbolicDim) and dim.value is not None and length not in (None, dim):
-                    tied[str(dim.value)] = length  # type: ignore[assignment]
-    return tied
-
-
-def _tied_letters(node: ir.Node) -> dict[str, ir.SymbolicDim | int]:
-    """Axes of an Einsum that carry one letter have one size, whatever they are called."""
-    terms = str(attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
-    first: dict[str, ir.SymbolicDim | int] = {}
-    tied: dict[str, ir.SymbolicDim | int] = {}
-    for term, value in zip(terms, node.inputs, strict=False):
-        shape = list(value.shape or ()) if value is not None else []
-        for letter, dim in zip(term, shape, strict=False):
-            known = first.setdefault(letter, dim)
-            if known is not dim and isinstance(dim, ir.SymbolicDim) and dim.value is not None and known != dim:
-                tied[str(dim.value)] = known
-    return tied
-
-
-def _apply(tied: Mapping[str, ir.SymbolicDim | int], sizes: dict[str, int]) -> dict[str, int]:
-    for name, length in tied.items():
-        if isinstance(length, int):
-            sizes[name] = length
-        elif length.value is not None and all(n in sizes for n in free_names(length)):
-            sizes[name] = size_of(length, sizes)
-    return sizes
 
 
 def random_feeds(

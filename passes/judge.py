@@ -26,10 +26,13 @@ FORBIDS: Final = -5e3
 
 @dataclass(slots=True)
 class Worst:
-    """The worst of all cases so far, relative to the largest output of each; ``ran`` counts outputs with numbers."""
+    """The worst of all cases so far, relative to the largest output of each; ``ran`` counts outputs with numbers.
+
+    ``grown`` holds the names of axes that were longer than 1 where numbers were compared.
+    """
 
     ran: int = 0
-    full: bool = False
+    grown: set[str] = field(default_factory=set)
     error: float = 0.0
     unfused: float = 0.0
     granted: float = float("inf")

@@ -155,10 +155,15 @@ class Prover:
             problem = judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
             if problem:
                 return Proof(False, worst.error, worst.unfused, worst.granted, detail=problem)
-            worst.full = worst.full or (worst.ran > compared and max(plan.sizes.values(), default=2) > 1)
-        if not worst.full:
+            if worst.ran > compared:
+                worst.grown |= {name for name, size in plan.sizes.items() if size > 1}
+        never = {name for plan in cases for name, size in plan.sizes.items() if size > 1} - worst.grown
+        if not worst.ran:
             why = f"did not run on any size: {trouble}" if trouble else "gives no finite number on any size"
             return Proof(False, method="not-run", detail=f"the old form {why}")
+        if never:  # equal where an axis is 1 says nothing of where it is broadcast
+            why = f"the old form runs on no size of {', '.join(sorted(never))} but 1: {trouble}"
+            return Proof(False, method="not-run", detail=why)
         return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
 
     def _old(

@@ -9,7 +9,7 @@ from typing import Final
 from ..report import Comparison, Contender, Culprit, LatencyReport, ParityReport
 from ..summary import in_words
 from . import charts
-from .markup import Markup, join, tag
+from .markup import Markup, breakable, join, tag
 from .numbers import ceiling_percent, count, factor, floor_cosine, log_ticks, milliseconds, power
 from .words import case_count, label, latency_sentence, parity_sentence, plain_op, ratio_sentence
 
@@ -17,6 +17,8 @@ __all__ = ["census", "latency", "parity"]
 
 _CENSUS_ROWS: Final = 18
 _FAILURES: Final = 12
+#: Least distance of two labels of the ratio plot, in per cent of its width.
+_TICK_GAP: Final = 16.0
 
 
 def census(before: Mapping[str, int], after: Mapping[str, int]) -> Markup | None:
@@ -51,7 +53,8 @@ def _census_rows(names: Sequence[str], before: Mapping[str, int], after: Mapping
     cells = []
     for name in names:
         a, b = before.get(name, 0), after.get(name, 0)
-        cells.append((tag("span", plain_op(name), class_="mono"), charts.bars(most, a, b), f"{count(a)} → {count(b)}"))
+        shown = tag("span", breakable(plain_op(name)), class_="mono")
+        cells.append((shown, charts.bars(most, a, b), f"{count(a)} → {count(b)}"))
     return charts.rows(cells, title="operator counts")
 
 
@@ -166,7 +169,7 @@ def _intervals(found: LatencyReport) -> Markup | None:
     low = min(1.0, *(r.low for r in sound)) / 1.15
     high = max(1.0, *(r.high for r in sound)) * 1.15
     scale = charts.LogScale(low, high)
-    ticks = [t for t in (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0) if low <= t <= high]
+    ticks = _apart(scale, [t for t in (1.0, 0.1, 0.2, 0.5, 2.0, 5.0, 10.0, 20.0, 50.0, 1.5, 3.0) if low <= t <= high])
     axis = charts.log_axis(scale, ticks, labels=[f"{t:g}×" for t in ticks])
     cells = [
         (
@@ -178,6 +181,15 @@ def _intervals(found: LatencyReport) -> Markup | None:
     ]
     head = ("ratio, right of 1× means faster", axis, "95 % interval")
     return join(tag("h3", "Paired ratios"), charts.rows(cells, title="paired ratios", head=head))
+
+
+def _apart(scale: charts.LogScale, wanted: Sequence[float]) -> list[float]:
+    """The ticks, first come first served, whose labels do not touch on paper, the narrowest page."""
+    kept: list[float] = []
+    for tick in wanted:
+        if all(abs(scale.at(tick) - scale.at(other)) >= _TICK_GAP for other in kept):
+            kept.append(tick)
+    return sorted(kept)
 
 
 def _times(found: LatencyReport) -> Markup | None:

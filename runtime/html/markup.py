@@ -7,12 +7,15 @@ Names of models, nodes and inputs come from files of strangers. Text becomes :cl
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from typing import Final
 
-__all__ = ["Markup", "escape", "join", "tag"]
+__all__ = ["Markup", "breakable", "escape", "join", "tag"]
 
 _VOID: Final = frozenset({"meta", "link", "br", "circle", "line", "rect", "path"})
+#: Where a long name may be broken: behind a slash, a dot or the colons of a domain, before an underscore.
+_PARTS: Final = re.compile(r"(?<=\w)(?:/|\.|::|_)(?=\w)")
 #: Invisible characters that are harmless and carry meaning: joiners of scripts and emoji.
 _HARMLESS: Final = frozenset("\t\n\u200c\u200d\u00ad")
 
@@ -34,6 +37,11 @@ def escape(text: object) -> Markup:
     if isinstance(text, Markup):
         return text
     return Markup(html.escape("".join(map(_visible, str(text))), quote=True))
+
+
+def breakable(name: object) -> Markup:
+    """A path or the name of an operator, which may go on in the next line at its parts and nowhere else."""
+    return Markup(_PARTS.sub(lambda at: f"<wbr>{at[0]}" if at[0] == "_" else f"{at[0]}<wbr>", escape(name)))
 
 
 def _visible(char: str) -> str:

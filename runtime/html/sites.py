@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from ..report import Report, Site
 from ..summary import SiteGroup, group_sites
-from .markup import Markup, escape, join, tag
+from .markup import Markup, breakable, escape, join, tag
 from .numbers import milliseconds, power
 from .words import plain_op
 
 __all__ = ["section"]
 
 _FOUND: Final = {
-    "sdpa": "captured from a scaled_dot_product_attention call",
+    "sdpa": "captured from torch's scaled dot product attention",
     "softmax": "recognised from its softmax",
     "op": "already one operator in the source graph",
     "recurrence": "captured from a linear attention call",
@@ -25,7 +25,7 @@ _KERNELS: Final = {
     "flash": "tiled, scores never written to memory",
     "naive": "scores are written out",
     "recurrence": "token by token, no scores at all",
-    "own": "deployml's own kernel",
+    "own": "deployml's, scores never written to memory",
     "compiled": "compiled, not run here",
     "unknown": "not known for this target",
 }
@@ -104,8 +104,8 @@ def _row(group: SiteGroup, times: Mapping[str, float]) -> Markup:
         tag("td", len(group.sites), class_="num", data_label="sites"),
         tag(
             "td",
-            tag("div", group.where, class_="mono"),
-            tag("div", tag("span", site.source, class_="mono"), class_="soft small") if site.source else None,
+            tag("div", breakable(group.where), class_="mono"),
+            _source(site),
             tag("div", _FOUND[site.origin], class_="soft small"),
         ),
         tag("td", *_became(site)),
@@ -115,12 +115,16 @@ def _row(group: SiteGroup, times: Mapping[str, float]) -> Markup:
     )
 
 
+def _source(site: Site) -> Markup | None:
+    return tag("div", tag("span", breakable(site.source), class_="mono"), class_="soft small") if site.source else None
+
+
 def _became(site: Site) -> list[Markup]:
     if site.status == "declined":
         return [tag("div", "plain operators", class_="op fail"), tag("div", site.reason, class_="soft small")]
     kernel = site.kernel or "unknown"
     return [
-        tag("div", plain_op(site.op), class_="op"),
+        tag("div", breakable(plain_op(site.op)), class_="op"),
         tag("div", f"{kernel} kernel: {_KERNELS.get(kernel, 'of its own kind')}", class_="soft small"),
         tag("div", "rule ", tag("code", site.rule), class_="soft small") if site.rule else escape(""),
     ]
@@ -176,8 +180,8 @@ def _each(sites: Sequence[Site], times: Mapping[str, float]) -> Markup:
         tag(
             "tr",
             tag("td", site.index, class_="num"),
-            tag("td", tag("span", site.module_path or site.name, class_="mono")),
-            tag("td", plain_op(site.op) if site.status == "fused" else f"declined: {site.reason}"),
+            tag("td", tag("span", breakable(site.module_path or site.name), class_="mono")),
+            tag("td", breakable(plain_op(site.op)) if site.status == "fused" else f"declined: {site.reason}"),
             tag("td", power(site.error), class_="num", data_label="fused error"),
             tag("td", power(site.error_unfused), class_="num", data_label="unfused error"),
             tag("td", power(site.granted), class_="num", data_label="granted"),

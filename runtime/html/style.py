@@ -104,7 +104,7 @@ dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 --accent:#2b5f9e;--accent-wash:#e8f0f9;--before:#b9c1cc;--ok:#1c7a45;--ok-wash:#e6f4ec;--bad:#b3261e;
 --bad-wash:#fbeae9;--warn:#8a5a00;--warn-wash:#fdf3e0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
-body{font-size:9.5pt}main{max-width:none;padding:0}section{margin-top:1.4rem;padding-top:.9rem}
+body{font-size:9.5pt}main{max-width:none;padding:0}.tiles{grid-template-columns:repeat(auto-fit,minmax(7rem,1fr))}section{margin-top:1.4rem;padding-top:.9rem}
 tr,figure,.tile,.note,.rows>*{break-inside:avoid}h2,h3{break-after:avoid}
 details::details-content{content-visibility:visible;display:block;height:auto}summary{color:inherit}}
 """

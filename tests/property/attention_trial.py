@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -123,7 +123,7 @@ def trial(
 
     ``exporter`` is one of :data:`attention_graphs.EXPORTERS`.
     """
-    stage = "export"
+    stage, assumed = "export", [False] * len(specs)
     try:
         module = build(specs, seed).to(getattr(torch, dtype))
         aim = TARGETS[target]
@@ -147,9 +147,19 @@ def trial(
         assumed = [s is not None and "fully-masked-rows" in s.assumptions for s in sites]
         judged = judge(specs, module, fused, unfused, assumed, seed)
     except Exception as error:
+        if stage in ("load", "run") and not _runs(lambda: judge(specs, module, unfused, unfused, assumed, seed)):
+            stage = "export"  # the graph that was handed over does not run either
         text = str(error).strip().splitlines()
         return Trial(broken=f"{stage}: {type(error).__name__}: {text[0][:200] if text else ''}")
     return Trial([Found(*each) for each in zip(specs, sites, judged, strict=True)], journal=journal)
+
+
+def _runs(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Exception:
+        return False
+    return True
 
 
 def _interface(model: ir.Model) -> tuple[list[str | None], list[str | None]]:

@@ -131,9 +131,9 @@ class Prover:
         replacement: Replacement,
         rows: bool,
     ) -> Proof:
-        exact_model = in_double(old_model)
+        doubles = [in_double(model) for model in (old_model, new_model)[: 1 + replacement.twin]]
         old_model, old_run, new_run = self._runs(old_model, new_model)
-        exact_run = self._evaluator.prepare_exact(exact_model)
+        exact_run = next((run for m in doubles if (run := self._evaluator.prepare_exact(m)) is not None), None)
         worst, trouble = Worst(), ""
         count = len(replacement.old)
         for plan in cases:

@@ -84,6 +84,8 @@ class Replacement:
         rows_of: A canonical attention node whose empty rows the assumption speaks of.
         always: Names from :data:`ASSUMPTIONS` that hold whatever the proof sees: no random input shows the difference.
         forbidding: Floats that may hold minus infinity or the lowest number: the proof draws such ones too.
+        twin: Whether the new form in float64 may stand for the old one there, whose operators have no such kernel.
+            Where the two differ by more than rounding explains, the old form itself is the reference.
     """
 
     old: Sequence[ir.Value]
@@ -92,6 +94,7 @@ class Replacement:
     rows_of: ir.Node | None = None
     always: tuple[str, ...] = ()
     forbidding: tuple[ir.Value, ...] = ()
+    twin: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,14 @@ from ..rule import Rule
 from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
 from .group_query import GroupQuery
+from .group_query_site import GroupQuerySite
 from .infinite_weights import InfiniteWeights
 from .late_sum import LateSum
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
+from .multi_head_site import MultiHeadSite
 from .own import OwnAttention
+from .packed_site import PackedSite
 from .present import present_attention, record_present
 from .recognise import SoftmaxAttention
 from .refine import REFINE, refine_attention
@@ -44,6 +47,9 @@ RECOGNISE: tuple[Rule, ...] = (
     WeightFactor(),
     SoftmaxAttention(),
     StandardSite(),
+    MultiHeadSite(),
+    GroupQuerySite(),
+    PackedSite(),
     RepeatedHeads(),
     EarlyRepeat(),
 )

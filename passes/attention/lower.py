@@ -28,7 +28,7 @@ from .shared_scores import shared_scores
 from .site import Site, describe, study
 from .standard import Standard
 
-__all__ = ["LOWERINGS", "NEEDS_OWN_OP", "lower_attention", "record_unrecognised"]
+__all__ = ["LOWERINGS", "NEEDS_OWN_OP", "best_first", "lower_attention", "record_unrecognised"]
 
 #: The lowerings of each target, best first among those whose kernel is alike.
 LOWERINGS: Final[Mapping[str, Sequence[Rule]]] = {
@@ -97,7 +97,7 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
     except Declined as no:
         refusals.append(Decline(rule="ATT100", at=str(node.name), reason=no.reason, detail=no.detail))
     target = engine.context.target
-    for rule in _best_first(target, kinds, site):
+    for rule in best_first(target, kinds, site):
         if refusals and refusals[0].rule == "ATT100":
             break
         if not engine.enabled(rule):
@@ -130,7 +130,7 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
     return _declined(node, refusals, common)
 
 
-def _best_first(target: Target, kinds: frozenset[str], site: Site | None) -> list[Rule]:
+def best_first(target: Target, kinds: frozenset[str], site: Site | None) -> list[Rule]:
     """The target's lowerings, the one to try first first.
 
     With ``fusion="auto"`` those that were measured for such a site, the fastest first. Then, and for everything with

@@ -33,6 +33,9 @@ _ATTENTION: Final = frozenset(
     }
 )
 
+#: Rules that read such nodes as sites to lower anew.
+_SITES: Final = frozenset({"ATT020", "ATT021", "ATT022", "ATT023"})
+
 
 def is_whole(node: ir.Node) -> bool:
     """Whether a node is an attention, whoever made it: deployml's own operators, onnxruntime's or the standard's."""
@@ -46,8 +49,9 @@ def present_attention(model: ir.Model) -> list[ir.Node]:
 
 
 def record_present(engine: Engine, before: list[ir.Node]) -> None:
-    """Record a fused site for each node of ``before`` that is still in the graph."""
+    """Record a fused site for each node of ``before`` that is still in the graph, and why it was kept."""
     target = engine.context.target
+    kept = {d.at: f"{d.reason}: {d.detail}" for d in engine.journal.declines if d.rule in _SITES}
     for node in before:
         if node.graph is None:
             continue
@@ -62,7 +66,9 @@ def record_present(engine: Engine, before: list[ir.Node]) -> None:
                 status="fused",
                 op=op_name(node),
                 kernel="unknown" if row is None or len(node.inputs) > 3 else row.kernel,
-                detail="was one node already",
+                detail=f"was one node already ({kept[str(node.name)]})"
+                if node.name in kept
+                else "was one node already",
                 module_path=node.metadata_props.get("deployml.module"),
                 source=node.metadata_props.get("deployml.source"),
                 assumptions=assumed(node),

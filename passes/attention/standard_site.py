@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from .. import canonical
 from ..graph import Builder, attribute, dims
-from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from ..rule import Context, Declined, Example
+from .given import GivenSite, Parts, kept, past_and, scale_of, split_heads
+from .multi_head_site import read_elsewhere
 
 __all__ = ["StandardSite"]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The node and its head counts and sizes."""
+    """The node, its head counts and the size of a head of its query."""
 
     node: ir.Node
     heads: int
     kv_heads: int
     size: int
-    value_size: int
 
 
-class StandardSite(Rule):
+class StandardSite(GivenSite):
     """The standard Attention operator, as opset-23 exports hold it.
 
     ## What it finds
-    ai.onnx Attention over three- or four-dimensional tensors without a cache.
+    ai.onnx Attention over three- or four-dimensional tensors, with a mask of any form and a past that is concatenated.
 
     ## Why
     onnxruntime's CPU kernel for it builds the full score matrix, and its masks are refused in some forms. As a
@@ -39,8 +39,9 @@ class StandardSite(Rule):
     ``Attention(q, k, v, mask)`` -> ``canonical::Attention(q, k, v, mask)``
 
     ## When it declines
-    ``already-best`` on target portable, ``cached`` when past or present are used, ``score-output`` when the
-    score product is an output, ``unknown-heads``.
+    ``already-best`` on target portable and where lowering gives the operator again, ``no-better-node`` where no other
+    takes it, ``cached`` when the lengths of an outer cache are given, ``score-output`` when the score product is an
+    output, ``unknown-heads``.
 
     ## Numerics
     ROUNDING.
@@ -51,20 +52,21 @@ class StandardSite(Rule):
 
     code = "ATT020"
     name = "standard-site"
-    safety = Safety.ROUNDING
     anchors = frozenset({"Attention"})
-    emits = (f"{canonical.DOMAIN}::{canonical.NAME}",)
 
     def examine(self, node: ir.Node, context: Context) -> Facts:
         if context.target.portable:
             raise Declined("already-best", "the standard operator is what this target takes", at=node)
+        facts: Facts = super().examine(node, context)
+        return facts
+
+    def read(self, node: ir.Node) -> Facts:
         inputs = [*node.inputs, *[None] * (7 - len(node.inputs))]
-        if any(v is not None for v in inputs[4:]):
-            raise Declined("cached", "keys and values come from a cache, or lengths are given", at=node)
-        if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
-            raise Declined("score-output", "more than the attention's result is read", at=node)
-        query, key, value = inputs[:3]
-        shapes = [dims(v) for v in (query, key, value)]
+        if inputs[6] is not None or (inputs[4] is None) != (inputs[5] is None):
+            raise Declined("cached", "keys and values come from an outer cache", at=node)
+        if read_elsewhere(node, 3):
+            raise Declined("score-output", "the scores are read as well", at=node)
+        shapes = [dims(v) for v in inputs[:3]]
         if any(s is None or len(s) not in (3, 4) for s in shapes):
             raise Declined("unknown-heads", "the ranks of query, key and value are not known", at=node)
         if len(shapes[0] or ()) == 4:
@@ -77,44 +79,30 @@ class StandardSite(Rule):
             sizes = [heads, kv_heads, int(widths[0]) // heads, int(widths[1]) // kv_heads]
         if not all(isinstance(s, int) for s in sizes):
             raise Declined("unknown-heads", f"head counts and sizes are {sizes}", at=node)
-        return Facts(node, *(int(s) for s in sizes))  # type: ignore[arg-type]
+        return Facts(node, *(int(s) for s in sizes[:3]))  # type: ignore[arg-type]
 
-    def build(self, facts: Facts, g: Builder) -> Replacement:
+    def parts(self, facts: Facts, g: Builder) -> Parts:
         node = facts.node
-        query, key, value = (v for v in node.inputs[:3] if v is not None)
-        flat = len(dims(query) or ()) == 3
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
-        if flat:
-            query = _split(g, query, facts.heads, facts.size)
-            key = _split(g, key, facts.kv_heads, facts.size)
-            value = _split(g, value, facts.kv_heads, facts.value_size)
+        query, key, value, mask, *past = [*node.inputs, *[None] * (6 - len(node.inputs))][:6]
+        assert query is not None and key is not None and value is not None
+        query, key = split_heads(g, query, facts.heads), split_heads(g, key, facts.kv_heads)
+        key, value = past_and(g, past[0], key), past_and(g, past[1], split_heads(g, value, facts.kv_heads))
         boolean = mask is not None and mask.dtype == ir.DataType.BOOL
-        assert query.shape is not None
-        shape = [*list(query.shape)[:3], facts.value_size]
-        inputs = [query, key, value, mask if boolean else None, None if boolean else mask]
-        made = g.op(
-            f"{canonical.DOMAIN}::{canonical.NAME}",
-            *inputs,
-            dtype=query.dtype,
-            shape=shape,
-            scale=attribute(node, "scale") or facts.size**-0.5,
-            causal="upper_left" if attribute(node, "is_causal", 0) else "none",
-            softcap=attribute(node, "softcap", 0.0) or None,
+        causal = "none" if not attribute(node, "is_causal", 0) else "upper_left" if past[0] is None else "lower_right"
+        return Parts(
+            query=query,
+            key=key,
+            value=value,
+            mask=mask if boolean else None,
+            bias=None if boolean else mask,
+            scale=scale_of(node, facts.size),
+            causal=causal,
+            softcap=float(attribute(node, "softcap", 0.0)),
             empty_rows="zero",
-            origin="op",
         )
-        if flat:
-            moved = g.op("Transpose", made, perm=[0, 2, 1, 3], shape=[shape[0], shape[2], shape[1], shape[3]])
-            width = g.const(np.array([0, 0, facts.heads * facts.value_size], np.int64))
-            made = g.op("Reshape", moved, width, dtype=query.dtype, shape=node.outputs[0].shape)
-        return Replacement(old=[node.outputs[0]], new=[made])
 
-
-def _split(g: Builder, value: ir.Value, heads: int, size: int) -> ir.Value:
-    assert value.shape is not None
-    batch, rows, _ = value.shape
-    split = g.op("Reshape", value, g.const(np.array([0, 0, heads, size], np.int64)), shape=[batch, rows, heads, size])
-    return g.op("Transpose", split, perm=[0, 2, 1, 3], shape=[batch, heads, rows, size])
+    def extra(self, facts: Facts, parts: Parts, g: Builder) -> Sequence[tuple[ir.Value, ir.Value]]:
+        return kept(g, facts.node, parts)
 
 
 def _text(inputs: str, call: str, result: str) -> str:
@@ -139,10 +127,18 @@ StandardSite.examples = (
     ),
     Example(
         text=_text(
-            "float[B,4,S,16] q, float[B,4,T,16] k, float[B,4,T,16] v, float[B,4,P,16] pk",
-            '<scale = 0.2> (q, k, v, "", pk, pk)'.replace('""', ""),
+            "float[B,4,S,16] q, float[B,4,S,16] k, float[B,4,S,16] v, float[B,4,P,16] pk",
+            "<scale = 0.2, is_causal = 1> (q, k, v, , pk, pk)",
             "B,4,S,16",
-        ),
+        ).replace("  y =", "  y, nk, nv ="),
+        fires=1,
+    ),
+    Example(
+        text=_text(
+            "float[B,4,S,16] q, float[B,4,T,16] k, float[B,4,T,16] v, int64[B] n",
+            "<scale = 0.2> (q, k, v, , , , n)",
+            "B,4,S,16",
+        ).replace('"" : 23', '"" : 24'),
         because="cached",
     ),
     Example(

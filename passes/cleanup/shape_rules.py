@@ -215,6 +215,28 @@ def _shape_of(p: Vectors, node: ir.Node) -> Dims:
     return [max(high - low, 0)]
 
 
+def _attention(p: Vectors, node: ir.Node) -> Dims | None:
+    """(B, S, N * Hv): the rows of the query, the width of the values of all heads."""
+    query, value = dims_of(node.inputs[0]), node.inputs[2] if len(node.inputs) > 2 else None
+    if len(query) != 3:
+        return None
+    heads, shared = attribute(node, "num_heads"), attribute(node, "kv_num_heads")
+    if value is None:  # packed into the query
+        wide = query[2]
+        parts = None if shared is None else heads + 2 * shared
+        return [*query[:2], wide // parts * heads if parts and isinstance(wide, int) else None]
+    found = dims_of(value)
+    wide = found[-1] if len(found) == 3 else None if not isinstance(found[-1], int) else found[-1] * heads
+    return [*query[:2], wide // shared * heads if shared and isinstance(wide, int) else wide]
+
+
+def _packed_attention(p: Vectors, node: ir.Node) -> Dims:
+    """(B, S, N * Hv) of an attention with its projection inside."""
+    source, weights = dims_of(node.inputs[0]), dims_of(node.inputs[1])
+    given, wide = attribute(node, "qkv_hidden_sizes"), weights[-1]
+    return [*source[:2], given[2] if given else wide // 3 if isinstance(wide, int) else None]
+
+
 def table(rules: Sequence[tuple[str, Rule]]) -> dict[str, Rule]:
     """Spread rules over the operators they are for, named in one string."""
     return {op: rule for ops, rule in rules for op in ops.split()}
@@ -237,7 +259,9 @@ SHAPES: Final = table(
             "com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu",
             _same,
         ),
-        ("com.microsoft::RotaryEmbedding com.microsoft::MultiHeadAttention", _same),
+        ("com.microsoft::RotaryEmbedding", _same),
+        ("com.microsoft::MultiHeadAttention com.microsoft::GroupQueryAttention", _attention),
+        ("com.microsoft::Attention", _packed_attention),
         (
             "Add Sum Sub Mul Div Pow Where Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Min Max Mod",
             _broadcast,

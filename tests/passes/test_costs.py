@@ -12,7 +12,7 @@ import pytest
 from deployml.custom_ops import library_path
 from deployml.passes.attention.costs import TYPICAL, _table, costs_of, kind_of
 from deployml.passes.attention.example_texts import attention_text
-from deployml.passes.attention.lower import _best_first
+from deployml.passes.attention.lower import best_first
 from deployml.passes.attention.site import study
 from deployml.runtime.errors import InputError
 from deployml.runtime.isa import CPU_ISAS, machine_isa
@@ -34,7 +34,7 @@ def site(length: int | str = "S", **facts):
 
 
 def first(found, aim: Target) -> str:
-    return _best_first(aim, found.kinds(), found)[0].emits[0]
+    return best_first(aim, found.kinds(), found)[0].emits[0]
 
 
 @pytest.mark.parametrize(

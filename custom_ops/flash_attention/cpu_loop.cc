@@ -16,6 +16,7 @@ constexpr int64_t kTile = 384;      // keys of a tile
 constexpr int64_t kDirectRows = 4;   // up to so many queries, keys and values are not packed
 constexpr int64_t kUnpackedBlocks = 6;  // up to so many blocks of rows, values are not packed
 constexpr int64_t kUnpackedWindow = 256;
+constexpr int64_t kDiagonalRows = 12;  // of a product next to the diagonal
 constexpr float kLowest = -3.402823466e38f;
 // exp of anything below -104 is 0 in float32; the rest is room for rounding in the bound.
 constexpr float kNegligible = 112.0f;
@@ -118,12 +119,9 @@ class Task {
 
   /// Copies the block's queries, scaled, and resets what it accumulates.
   void load_query(const Block& block) {
-    const Vec scale = set1(call_.scale);
     const T* source = row_of<T>(call_.query, task_.batch, block.head, block.row);
     for (int64_t r = 0; r < block.rows; ++r)
-      for (int64_t k = 0; k < depth_; k += kWidth)
-        store(block.query + r * depth_ + k,
-              mul(scale, load_first(source + r * call_.query.row + k, call_.head_dim - k)));
+      load_scaled(source + r * call_.query.row, call_.head_dim, call_.scale, block.query + r * depth_);
     fill(block.state.highest, state_rows_, -kInfinity);
     fill(block.state.total, state_rows_, 0.0f);
   }
@@ -300,6 +298,7 @@ class Task {
       for (int64_t r = 0; r < block.rows; ++r) top_[r] = shape(block, r, start, columns);
     }
     weigh(block, columns);
+    const int64_t reach = causal_end(block.row, start) - columns.begin;
     for (int64_t c = 0; c < value_width_; c += kPanel) {
       const int vectors = int(smaller(kPanelVectors, (value_width_ - c) / kWidth));
       const float* panel = packed_value_ + c * count + columns.begin * vectors * kWidth;
@@ -307,7 +306,7 @@ class Task {
       if constexpr (sizeof(T) == sizeof(float))
         if (values_in_place()) panel = value_at(start + columns.begin) + c, stride = call_.value.row;
       multiply({scores_ + columns.begin, kTile, panel, stride, block.output + c, value_width_, block.rows,
-                columns.end - columns.begin},
+                columns.end - columns.begin, reach},
                vectors, {block.fresh ? nullptr : factor_, nullptr});
     }
     block.fresh = false;
@@ -320,10 +319,24 @@ class Task {
       const int64_t first = larger(columns.begin / kWidth * kWidth, j);
       const int64_t last = smaller(round_up(columns.end, kWidth), j + width);
       prefetch_bias(block, start, columns, j);
-      multiply({block.query, depth_, packed_key_ + j * call_.head_dim + (first - j), width, scores_ + first, kTile,
-                block.rows, call_.head_dim},
-               int((last - first) / kWidth), {nullptr, top});
+      const float* panel = packed_key_ + j * call_.head_dim + (first - j);
+      // Next to the diagonal each few rows end at a vector of their own; further off one product serves all.
+      const int64_t share = causal_end(block.row, start) < last ? kDiagonalRows : block.rows;
+      for (int64_t r = 0; r < block.rows; r += share) {
+        const int64_t rows = smaller(share, block.rows - r);
+        const int64_t seen = smaller(last, round_up(causal_end(block.row + r + rows - 1, start), kWidth));
+        if (seen > first)
+          multiply({block.query + r * depth_, depth_, panel, width, scores_ + r * kTile + first, kTile, rows,
+                    call_.head_dim},
+                   int((seen - first) / kWidth), {nullptr, top});
+      }
     }
+  }
+
+  /// The first key that causality forbids the row, counted from `start`; far away without causality.
+  int64_t causal_end(int64_t row, int64_t start) const {
+    if (call_.window_right < 0) return INT64_MAX / 2;
+    return position_of(call_, length_, row) + call_.window_right + 1 - start;
   }
 
   /// The same, reading the keys where they lie.
@@ -383,7 +396,8 @@ class Task {
       const T* bias = row_of<T>(call_.bias, task_.batch, block.head, row) + start;
       return add_bias(s + begin, end - begin, bias + begin);
     }
-    if (shaped()) shape_row(s + begin, high - begin, context(block, row, start + begin));
+    if (!shaped()) return cut_row(s, begin, low, high, end);
+    shape_row(s + begin, high - begin, context(block, row, start + begin));
     fill(s + begin, low - begin, -kInfinity);
     fill(s + high, end - high, -kInfinity);
     return row_top(s + begin, end - begin);
@@ -440,11 +454,8 @@ class Task {
         total = total * factor + reduce_max(exponential(set1(sink - base)));
       }
       block.state.total[r] = total == 0.0f ? 0.0f : factor / total;
-      const Vec share = set1(block.state.total[r]);
       T* out = const_cast<T*>(row_of<T>(call_.output, task_.batch, block.head, block.row + r));
-      const float* row = block.output + r * value_width_;
-      for (int64_t c = 0; c < call_.value_dim; c += kWidth)
-        store_first(out + c, mul(share, load(row + c)), call_.value_dim - c);
+      store_scaled(block.output + r * value_width_, call_.value_dim, block.state.total[r], out);
     }
   }
 

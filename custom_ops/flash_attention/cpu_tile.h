@@ -38,6 +38,31 @@ DEPLOYML_INLINE const T* row_of(const View& view, int64_t b, int64_t h, int64_t 
   return static_cast<const T*>(view.data) + b * view.batch + h * view.head + i * view.row;
 }
 
+DEPLOYML_INLINE void fill(float* p, int64_t n, float value) {
+  const Vec all = set1(value);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(p + i, all);
+  if (i < n) store_first(p + i, all, n - i);
+}
+
+/// out[0, n) = factor * in[0, n) in float32, with 0 up to the next vector.
+template <typename T>
+DEPLOYML_INLINE void load_scaled(const T* in, int64_t n, float factor, float* out) {
+  const Vec by = set1(factor);
+  int64_t k = 0;
+  for (; k + kWidth <= n; k += kWidth) store(out + k, mul(by, load(in + k)));
+  if (k < n) store(out + k, mul(by, load_first(in + k, n - k)));
+}
+
+/// out[0, n) = factor * in[0, n), `in` readable up to the next vector.
+template <typename T>
+DEPLOYML_INLINE void store_scaled(const float* in, int64_t n, float factor, T* out) {
+  const Vec by = set1(factor);
+  int64_t c = 0;
+  for (; c + kWidth <= n; c += kWidth) store(out + c, mul(by, load(in + c)));
+  if (c < n) store_first(out + c, mul(by, load(in + c)), n - c);
+}
+
 /// Everything a row of scores needs besides the scores; `key` is the key of the row's first column.
 template <typename T>
 struct RowContext {
@@ -114,6 +139,22 @@ static void shape_row(float* s, int64_t n, const RowContext<T>& row) {
   for (int64_t j = 0; j < n; j += kWidth) store(s + j, where_bytes(row.mask + j, n - j, load(s + j), excluded));
 }
 
+/// Writes -inf to columns [begin, low) and [high, end) and returns the largest of [low, high), which is not empty.
+/// begin and end are multiples of kWidth, the nearest to low and high.
+DEPLOYML_INLINE float cut_row(float* s, int64_t begin, int64_t low, int64_t high, int64_t end) {
+  const Vec none = set1(-kInfinity);
+  Vec first = load(s + begin);
+  first = where_less(iota(), set1(float(low - begin)), none, first);
+  if (end - begin == kWidth) first = where_less(iota(), set1(float(high - begin)), first, none);
+  store(s + begin, first);
+  if (end - begin == kWidth) return reduce_max(first);
+  const int64_t tail = end - kWidth;
+  const Vec last = where_less(iota(), set1(float(high - tail)), load(s + tail), none);
+  store(s + tail, last);
+  for (int64_t j = begin + kWidth; j < tail; j += kWidth) first = maximum(load(s + j), first);
+  return reduce_max(maximum(last, first));
+}
+
 /// The largest of s[0, n), n a multiple of kWidth.
 DEPLOYML_INLINE float row_top(const float* s, int64_t n) {
   Vec top = load(s), second = top;
@@ -167,10 +208,6 @@ DEPLOYML_INLINE void raise_maxima(const RowState& state, int64_t rows, float* to
     store(state.highest + r, now);
     store(top + r, base);
   }
-}
-
-DEPLOYML_INLINE void fill(float* p, int64_t n, float value) {
-  for (int64_t i = 0; i < n; ++i) p[i] = value;
 }
 
 /// The largest of n values; NaN is passed over, -inf when nothing is left.

@@ -86,16 +86,19 @@ struct Operands {
   int64_t ldc;
   int64_t rows;
   int64_t depth;
+  /// Where A is 0 from some column on: row r of A from column reach + r on. At least `depth` where it is nowhere.
+  int64_t reach = INT64_MAX / 2;
 };
 
 template <int Rows, int Vectors>
 DEPLOYML_INLINE void multiply_rows(const Operands& of, int64_t r, const Epilogue& also) {
   const float* a = of.a + r * of.lda;
   float* c = of.c + r * of.ldc;
+  const int64_t depth = smaller(of.depth, larger(of.reach + r + Rows - 1, 0));
   if (also.scale != nullptr) {
-    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, of.depth, also.scale + r, nullptr);
+    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr);
   } else {
-    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, of.depth, nullptr,
+    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr,
                         also.top != nullptr ? also.top + r * kWidth : nullptr);
   }
 }

@@ -343,6 +343,17 @@ DEPLOYML_INLINE Vec load(const BFloat* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+DEPLOYML_INLINE void store(Half* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+DEPLOYML_INLINE void store(BFloat* p, Vec v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i near = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __m512i nan = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(near, is_nan, nan)));
+}
 #elif defined(__AVX2__)
 DEPLOYML_INLINE Vec load(const Half* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -351,10 +362,22 @@ DEPLOYML_INLINE Vec load(const BFloat* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+DEPLOYML_INLINE void store(Half* p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+DEPLOYML_INLINE void store(BFloat* p, Vec v) {
+  float copy[kWidth];
+  store(copy, v);
+  for (int i = 0; i < kWidth; ++i) narrow(copy[i], p + i);
+}
 #else
 template <typename T>
 DEPLOYML_INLINE Vec load(const T* p) {
   return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+}
+template <typename T>
+DEPLOYML_INLINE void store(T* p, Vec v) {
+  for (int i = 0; i < kWidth; ++i) narrow(v[i], p + i);
 }
 #endif
 

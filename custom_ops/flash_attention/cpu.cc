@@ -28,6 +28,24 @@ const CpuLoop& loop() {
   return chosen;
 }
 
+bool multiplies_bfloat16() {
+#if defined(DEPLOYML_X86)
+  static const bool found = instructions().avx512_bf16 && isa_allowed("avx512_bf16");
+  return found;
+#else
+  return false;
+#endif
+}
+
+/// The loop of a call: bfloat16 has one of its own where the machine multiplies it, for whole pairs and many rows.
+const CpuLoop& loop_for(const AttentionCall& call) {
+#if defined(DEPLOYML_X86)
+  const bool pairs = call.head_dim % 2 == 0 && call.key.row % 2 == 0 && call.queries > kDirectRows;
+  if (call.element == Element::kBFloat16 && pairs && multiplies_bfloat16()) return avx512_bf16::kLoop;
+#endif
+  return loop();
+}
+
 int64_t processors() {
   static const int64_t count = [] {
     cpu_set_t set;
@@ -80,7 +98,7 @@ void run_task(void* user, size_t index) {
   const int64_t begin = chunk * split.rows;
   const CpuTask task{pair / call.kv_heads, pair % call.kv_heads, begin,
                      std::min(begin + split.rows, call.queries)};
-  if (!loop().run(call, task, thread_scratch)) split.failed = true;
+  if (!loop_for(call).run(call, task, thread_scratch)) split.failed = true;
 }
 
 /// Writes past and new rows of one key-value head to the present tensors; a past that lies there already is left.
@@ -135,7 +153,12 @@ const Backend& cpu_backend() {
 
 }  // namespace deployml
 
-/// Name of the loop in use ("avx512", "avx2", "portable"), for reports and tests.
+/// Name of the loop in use for float32 ("avx512", "avx2", "portable"), for reports and tests.
 extern "C" __attribute__((visibility("default"))) const char* deployml_cpu_isa() {
   return deployml::loop().name;
+}
+
+/// Whether bfloat16 is multiplied as it is and not as float32.
+extern "C" __attribute__((visibility("default"))) int deployml_cpu_multiplies_bfloat16() {
+  return deployml::multiplies_bfloat16() ? 1 : 0;
 }

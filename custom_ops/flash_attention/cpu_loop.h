@@ -16,6 +16,9 @@ struct CpuTask {
 /// Rows handled together; tasks begin at multiples of it, so that results do not depend on how work is split.
 inline constexpr int64_t kRowBlock = 24;
 
+/// Up to so many queries, keys and values are read where they lie and not packed.
+inline constexpr int64_t kDirectRows = 4;
+
 /// Memory of the calling thread, 64-byte aligned, valid until the next call from it; nullptr when there is none.
 using ThreadScratch = void* (*)(size_t bytes);
 
@@ -25,6 +28,9 @@ struct CpuLoop {
   bool (*run)(const AttentionCall& call, const CpuTask& task, ThreadScratch scratch);
 };
 
+namespace avx512_bf16 {  // bfloat16 of whole pairs, more than kDirectRows queries
+extern const CpuLoop kLoop;
+}
 namespace avx512 {
 extern const CpuLoop kLoop;
 }

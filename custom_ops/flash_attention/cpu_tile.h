@@ -63,6 +63,17 @@ DEPLOYML_INLINE void store_scaled(const float* in, int64_t n, float factor, T* o
   if (c < n) store_first(out + c, mul(by, load(in + c)), n - c);
 }
 
+/// The sum of squares of n values.
+template <typename T>
+DEPLOYML_INLINE float squared_norm(const T* row, int64_t n) {
+  Vec sum = zero();
+  for (int64_t k = 0; k < n; k += kWidth) {
+    const Vec x = load_first(row + k, n - k);
+    sum = fma(x, x, sum);
+  }
+  return reduce_add(sum);
+}
+
 /// Everything a row of scores needs besides the scores; `key` is the key of the row's first column.
 template <typename T>
 struct RowContext {

@@ -55,7 +55,7 @@ inline Instructions instructions() { return {}; }
 
 #endif
 
-/// Whether DEPLOYML_CPU_ISA=avx512|avx2|portable leaves this one open: it can only ask for less than there is.
+/// Whether DEPLOYML_CPU_ISA=avx512_bf16|avx512|avx2|portable leaves this one open: it can only ask for less than there is.
 inline bool isa_allowed(const char* name) {
   const char* wish = std::getenv("DEPLOYML_CPU_ISA");
   return wish == nullptr || std::strcmp(wish, name) == 0;
@@ -66,8 +66,9 @@ inline bool isa_allowed(const char* name) {
 template <typename Loop>
 const Loop& best_loop(const Loop& portable, const Loop& avx2, const Loop& avx512) {
   const Instructions have = instructions();
-  if (have.avx512 && isa_allowed("avx512")) return avx512;
-  if (have.avx2 && (isa_allowed("avx2") || isa_allowed("avx512"))) return avx2;
+  const bool wide = isa_allowed("avx512") || isa_allowed("avx512_bf16");
+  if (have.avx512 && wide) return avx512;
+  if (have.avx2 && (wide || isa_allowed("avx2"))) return avx2;
   return portable;
 }
 #endif

@@ -1,9 +1,9 @@
-// Packed matrix micro-kernels: C (+)= A * B with B in column panels, float32 arithmetic.
+// Packed matrix micro-kernels: C (+)= A * B with B in column panels, float32 results.
 //
 // Nothing here knows about attention. B is packed once into panels of up to kPanelVectors vectors of columns, laid
 // out [depth][columns of the panel], so that the innermost loop reads it front to back; A is read row by row, one
 // broadcast value at a time. A tile of C stays in registers for the whole depth: 6 x 64 floats with AVX-512,
-// 6 x 16 with AVX2.
+// 6 x 16 with AVX2. What one step of the depth is, a Unit says: a float, or two bfloat16 that are multiplied at once.
 #pragma once
 
 #include "simd.h"
@@ -30,18 +30,29 @@ DEPLOYML_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 /// Floats that `columns` packed columns of depth `depth` take.
 DEPLOYML_INLINE int64_t packed_size(int64_t columns, int64_t depth) { return round_up(columns, kWidth) * depth; }
 
+/// Steps of one float: sum += x * y.
+struct Floats {
+  using Element = float;
+  using Wide = Vec;
+  DEPLOYML_INLINE Wide spread(const float* a) { return set1(*a); }
+  DEPLOYML_INLINE Wide read(const float* b) { return load(b); }
+  DEPLOYML_INLINE Vec step(Wide x, Wide y, Vec sum) { return fma(x, y, sum); }
+};
+
 /// What happens to C besides the product.
 struct Epilogue {
   /// One factor a row: C = diag(scale) * C + A * B. Without it C = A * B.
   const float* scale = nullptr;
   /// One vector a row, raised to the largest element of the row seen in each lane.
   float* top = nullptr;
+  /// Factor on the product.
+  float factor = 1.0f;
 };
 
 /// One register tile of Rows x (Vectors * kWidth).
-template <int Rows, int Vectors>
-DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-                          int64_t depth, const float* row_scale, float* top) {
+template <typename Unit, int Rows, int Vectors>
+DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const typename Unit::Element* b, int64_t ldb,
+                          float* c, int64_t ldc, int64_t depth, const float* row_scale, float* top, float by) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r) {
@@ -51,17 +62,22 @@ DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, int64_t l
       sum[r][v] = row_scale != nullptr ? mul(factor, load(c + r * ldc + v * kWidth)) : zero();
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec column[Vectors];
+    typename Unit::Wide column[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kWidth);
+    for (int v = 0; v < Vectors; ++v) column[v] = Unit::read(b + v * kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r) {
-      const Vec x = set1(a[r * lda + k]);
+      const typename Unit::Wide x = Unit::spread(a + r * lda + k);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = Unit::step(x, column[v], sum[r][v]);
     }
     b += ldb;
   }
+  if (by != 1.0f)
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = mul(set1(by), sum[r][v]);
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -76,11 +92,13 @@ DEPLOYML_INLINE void tile(const float* a, int64_t lda, const float* b, int64_t l
   }
 }
 
-/// The matrices of one product: A of `rows` rows, B of `depth` rows of which a panel is read, C.
+/// The matrices of one product: A of `rows` rows, B of `depth` rows of which a panel is read, C. Sizes and strides of
+/// A and B count elements of the unit.
+template <typename Unit>
 struct Operands {
-  const float* a;
+  const typename Unit::Element* a;
   int64_t lda;
-  const float* b;
+  const typename Unit::Element* b;
   int64_t ldb;
   float* c;
   int64_t ldc;
@@ -90,41 +108,42 @@ struct Operands {
   int64_t reach = INT64_MAX / 2;
 };
 
-template <int Rows, int Vectors>
-DEPLOYML_INLINE void multiply_rows(const Operands& of, int64_t r, const Epilogue& also) {
-  const float* a = of.a + r * of.lda;
+template <typename Unit, int Rows, int Vectors>
+DEPLOYML_INLINE void multiply_rows(const Operands<Unit>& of, int64_t r, const Epilogue& also) {
+  const auto* a = of.a + r * of.lda;
   float* c = of.c + r * of.ldc;
   const int64_t depth = smaller(of.depth, larger(of.reach + r + Rows - 1, 0));
   if (also.scale != nullptr) {
-    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr);
+    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr, 1.0f);
   } else {
-    tile<Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr,
-                        also.top != nullptr ? also.top + r * kWidth : nullptr);
+    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr,
+                              also.top != nullptr ? also.top + r * kWidth : nullptr, also.factor);
   }
 }
 
-template <int Vectors>
-static __attribute__((noinline)) void multiply_panel(const Operands& of, const Epilogue& also) {
+template <typename Unit, int Vectors>
+static __attribute__((noinline)) void multiply_panel(const Operands<Unit>& of, const Epilogue& also) {
   constexpr int kRows = tile_rows(Vectors);
   constexpr int kPart = kRows % 3 == 0 ? kRows / 3 : kRows / 2;  // the last rows take a tile of fewer
   int64_t r = 0;
-  for (; r + kRows <= of.rows; r += kRows) multiply_rows<kRows, Vectors>(of, r, also);
+  for (; r + kRows <= of.rows; r += kRows) multiply_rows<Unit, kRows, Vectors>(of, r, also);
   const int64_t left = of.rows - r;
-  if (left > 2 * kPart) return multiply_rows<kRows, Vectors>(of, r, also);
-  if (left > kPart) return multiply_rows<2 * kPart, Vectors>(of, r, also);
-  if (left > 0) multiply_rows<kPart, Vectors>(of, r, also);
+  if (left > 2 * kPart) return multiply_rows<Unit, kRows, Vectors>(of, r, also);
+  if (left > kPart) return multiply_rows<Unit, 2 * kPart, Vectors>(of, r, also);
+  if (left > 0) multiply_rows<Unit, kPart, Vectors>(of, r, also);
 }
 
-/// C = A * B over `vectors` vectors of columns, at most kPanelVectors, and what `also` says.
+/// C = factor * A * B over `vectors` vectors of columns, at most kPanelVectors, and what `also` says.
 ///
-/// `top` is only looked at where `scale` is not given. A, C and what `also` points to must be readable, and writable
-/// where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
-static inline void multiply(const Operands& of, int vectors, const Epilogue& also) {
-  if (vectors == 1) return multiply_panel<1>(of, also);
-  if (vectors == 2) return multiply_panel<2>(of, also);
+/// `top` and `factor` are only looked at where `scale` is not given. A, C and what `also` points to must be readable,
+/// and writable where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
+template <typename Unit>
+static inline void multiply(const Operands<Unit>& of, int vectors, const Epilogue& also) {
+  if (vectors == 1) return multiply_panel<Unit, 1>(of, also);
+  if (vectors == 2) return multiply_panel<Unit, 2>(of, also);
   if constexpr (kPanelVectors == 4) {
-    if (vectors == 3) return multiply_panel<3>(of, also);
-    multiply_panel<4>(of, also);
+    if (vectors == 3) return multiply_panel<Unit, 3>(of, also);
+    multiply_panel<Unit, 4>(of, also);
   }
 }
 

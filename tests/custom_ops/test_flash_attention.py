@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deployml.custom_ops import library_path
 from deployml.custom_ops.flash_attention.cases import Case, cases, make_inputs, random_case
 from deployml.custom_ops.flash_attention.check import check_case, run_case
 from deployml.custom_ops.flash_attention.op import Attributes, Signature, naive, reference
@@ -52,11 +54,11 @@ def test_function_body_means_the_same(case, options):
     assert result.passed, (result.error, result.granted)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_other_instruction_sets(isa):
     flags = Path("/proc/cpuinfo").read_text()
-    if isa == "avx2" and "avx2" not in flags:
-        pytest.skip("not run: this processor has no AVX2")
+    if isa != "portable" and {"avx512": "avx512vl"}.get(isa, isa) not in flags:
+        pytest.skip(f"not run: this processor has no {isa}")
     done = subprocess.run(
         [sys.executable, "-c", ISA_SCRIPT, isa, "5"],
         env={**os.environ, "DEPLOYML_CPU_ISA": isa},
@@ -117,3 +119,37 @@ def test_bound_is_sharp_enough_to_see_a_wrong_attribute(wrong, options):
     found = run_case(other, options(), inputs)[0]
     exact = reference(right.signature, right.attributes, inputs)[0]
     assert np.max(np.abs(found - exact)) > 100 * check_case(right, options()).granted
+
+
+BFLOAT = [
+    Case(name="plain", queries=70, keys=70, head_dim=64, value_dim=64, dtype="bfloat16"),
+    Case(name="two tiles, odd", queries=53, keys=701, head_dim=18, value_dim=21, dtype="bfloat16"),
+    Case(name="causal", queries=131, keys=131, head_dim=80, value_dim=48, dtype="bfloat16", options={"causal": 1}),
+    Case(
+        name="window from an odd key",
+        queries=65,
+        keys=65,
+        head_dim=16,
+        value_dim=16,
+        dtype="bfloat16",
+        options={"window_left": 6, "window_right": 2},
+    ),
+    Case(name="odd head", queries=30, keys=50, head_dim=17, value_dim=16, dtype="bfloat16"),
+    Case(name="few rows", queries=3, keys=50, head_dim=16, value_dim=16, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("case", BFLOAT, ids=lambda case: case.name)
+def test_bfloat16_is_within_two_roundings_of_the_weighted_values(case, options):
+    """The output is rounded, and where bfloat16 is multiplied as it is the weights too: 2^-8 at most each."""
+    inputs = make_inputs(case)
+    narrow = {name: x.astype(np.float64) for name, x in inputs.items()}
+    exact = reference(case.signature, case.attributes, narrow)[0]
+    sizes = reference(case.signature, case.attributes, {**narrow, "value": np.abs(narrow["value"])})[0]
+    found = run_case(case, options(case.signature.op_type), inputs)[0]
+    assert np.all(np.abs(found - exact) <= 2 * 2.0**-8 * sizes + 1e-6)
+
+
+def test_bfloat16_is_multiplied_as_it_is_where_the_machine_can():
+    pairs = ctypes.CDLL(str(library_path())).deployml_cpu_multiplies_bfloat16
+    assert pairs() == int("avx512_bf16" in Path("/proc/cpuinfo").read_text())

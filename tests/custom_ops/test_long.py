@@ -32,13 +32,13 @@ def ran(*arguments: object, **environment: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("isa", "share"), [("avx512", 0.6), ("avx2", 0.2), ("portable", 0.2)])
+@pytest.mark.parametrize(("isa", "share"), [("avx512_bf16", 0.6), ("avx2", 0.2), ("portable", 0.2)])
 def test_random_calls_under_sanitizers(isa, share, tmp_path):
     if shutil.which("g++") is None or shutil.which("cmake") is None:
         pytest.skip("not run: no g++ or cmake here")
     library = build(sanitize="address,undefined", output=tmp_path)
     said = ran(
-        *("fuzz", library, {"avx512": 0, "avx2": 10**6, "portable": 2 * 10**6}[isa], int(CASES * share)),
+        *("fuzz", library, {"avx512_bf16": 0, "avx2": 10**6, "portable": 2 * 10**6}[isa], int(CASES * share)),
         LD_PRELOAD=runtime_of("address,undefined"),
         DEPLOYML_CPU_ISA=isa,
         ASAN_OPTIONS="detect_leaks=0",

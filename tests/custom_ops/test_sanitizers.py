@@ -44,7 +44,7 @@ def runtime_of(sanitizer: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_clean_under_sanitizers(sanitizer, isa, tmp_path):
     if shutil.which("g++") is None or shutil.which("cmake") is None:

@@ -1,23 +1,28 @@
 """deployml beside the tools that do part of its job, each on the very same ONNX export.
 
-    python benchmarks/peers.py                  # all models, writes benchmarks/results/peers.md
+    python benchmarks/peers.py                  # all models, writes docs/peers.md
     python benchmarks/peers.py bert llama       # some of them, printed only
+    python benchmarks/peers.py --with optimum=/env/bin/python --with onnxslim=/other/bin/python
 
 torch.onnx.export writes one file for each model (opset 20, dynamic batch and length); every tool starts from that file,
-save "deployml export", which starts from the module. Sites are attentions of one node. The error is against eager
-float32 at 4x128 with padding, relative to the largest output. A ratio is the median over interleaved rounds of (the
-tool's time / deployml optimize's time) with its 95 % interval, in processor time of one thread: above 1 the tool's
-graph is the slower one. Tool time is that of the tool alone. A tool that is not installed or fails says so.
+save "deployml export", which starts from the module. Peers run in processes of their own, in the environment that
+--with names; all graphs, eager torch and torch.compile are timed in turn in one process. Sites are attentions of one
+node. The error is against eager float32 at 4x128 with padding, relative to the largest output. A ratio is the median
+over interleaved rounds of (the tool's time / deployml optimize's time) with its 95 % interval, in processor time of one
+thread: above 1 the tool's graph is the slower one. Tool time is that of the tool alone, imports aside, and of the first
+run for torch.compile. Memory is the growth of a fresh process that loads the result and runs it twice at 4x128;
+compiling counts. A tool that is not installed or fails says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +36,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
+import transformers as tf
+from peer_memory import torch_memory
+from peer_tools import TOOLS
 from torch import nn
 
 from deployml.custom_ops import register
 from deployml.exporter.capture.outputs import flatten_outputs
 from deployml.exporter.foreign_origins import adopt_origins
+from deployml.exporter.fusing import libraries_of
 from deployml.passes import pipeline
 from deployml.runtime.compare import relative_error
+from deployml.runtime.footprint import footprint, in_a_process
 from deployml.runtime.latency import bench, bound_runner
 from deployml.runtime.report import Ratio
 from deployml.runtime.target import Target
@@ -59,7 +69,8 @@ BASE = "deployml optimize"
 #: What onnxruntime.transformers calls the kinds of model it has patterns for; "bert" is its default.
 KINDS = {"gpt2": "gpt2", "vit": "vit", "clip-text": "clip", "bart": "bart"}
 
-Tool = Callable[[Path, str, nn.Module], ir.Model]
+#: Makes a graph of the file at a path (or of the module), and says how many seconds that took.
+Tool = Callable[[Path, str, nn.Module], tuple[ir.Model, float]]
 
 
 def _unfused(path: Path, name: str, module: nn.Module) -> ir.Model:
@@ -77,39 +88,49 @@ def _deployml_export(path: Path, name: str, module: nn.Module) -> ir.Model:
     return nodes.ours(module, nodes.MODELS[name])[0]
 
 
-def _onnxscript(path: Path, name: str, module: nn.Module) -> ir.Model:
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+def _elsewhere(tool: str, python: str) -> Tool:
+    """A peer in its own process and environment."""
 
-    model = ir.load(path)
-    optimize_for_ort(model)
-    return model
+    def run(path: Path, name: str, module: nn.Module) -> tuple[ir.Model, float]:
+        target, folder = path.with_name(f"{name}.{tool}.onnx"), None
+        if isinstance(getattr(module, "config", None), tf.PretrainedConfig):
+            folder = str(path.parent)
+            module.config.save_pretrained(folder)
+        facts = {
+            "heads": nodes.HEADS,
+            "width": nodes.WIDTH,
+            "kind": KINDS.get(name, "bert"),
+            "config": folder,
+        }
+        command = [python, str(Path(__file__).with_name("peer_tools.py")), tool, str(path), str(target)]
+        # The environment of the tool decides what it imports, not ours.
+        alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [*command, json.dumps(facts)], capture_output=True, text=True, check=False, env=alone, timeout=600
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+            raise RuntimeError(last)
+        return ir.load(target), json.loads(done.stdout.strip().splitlines()[-1])["took"]
+
+    return run
 
 
-def _ort_transformers(path: Path, name: str, module: nn.Module) -> ir.Model:
-    from onnxruntime.transformers import optimizer
+def _timed(tool: Callable[[Path, str, nn.Module], ir.Model]) -> Tool:
+    def run(path: Path, name: str, module: nn.Module) -> tuple[ir.Model, float]:
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            made = tool(path, name, module)
+        return made, time.perf_counter() - start
 
-    heads, width = nodes.HEADS, nodes.WIDTH
-    found = optimizer.optimize_model(
-        str(path), KINDS.get(name, "bert"), num_heads=heads, hidden_size=width, opt_level=0
-    )
-    return ir.serde.deserialize_model(found.model)
-
-
-def _onnxslim(path: Path, name: str, module: nn.Module) -> ir.Model:
-    import onnxslim
-
-    return ir.serde.deserialize_model(onnxslim.slim(str(path)))
+    return run
 
 
-#: Name -> the package it needs, and how to run it.
-TOOLS: dict[str, tuple[str, Tool]] = {
-    "unfused": ("onnx_ir", _unfused),
-    "deployml optimize": ("deployml", _deployml),
-    "deployml export": ("deployml", _deployml_export),
-    "optimize_for_ort": ("onnxscript", _onnxscript),
-    "onnxruntime.transformers": ("onnxruntime", _ort_transformers),
-    "onnxslim": ("onnxslim", _onnxslim),
-}
+def tools(environments: dict[str, str]) -> dict[str, Tool]:
+    """Name -> what makes a graph and says how long it took."""
+    ours = {"unfused": _unfused, "deployml optimize": _deployml, "deployml export": _deployml_export}
+    peers = {tool: _elsewhere(tool, environments.get(tool, sys.executable)) for tool in TOOLS}
+    return {name: _timed(tool) for name, tool in ours.items()} | peers
 
 
 def exported(name: str, module: nn.Module, folder: Path) -> Path:
@@ -133,7 +154,7 @@ def exported(name: str, module: nn.Module, folder: Path) -> Path:
     return path
 
 
-def compare(name: str, seconds: float) -> dict[str, Any]:
+def compare(name: str, seconds: float, environments: dict[str, str]) -> dict[str, Any]:
     """What every tool made of one model."""
     torch.manual_seed(0)
     module = nodes.MODELS[name].build().eval()
@@ -141,26 +162,48 @@ def compare(name: str, seconds: float) -> dict[str, Any]:
     sessions: dict[str, onnxruntime.InferenceSession] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = exported(name, module, Path(folder))
-        for tool, (package, run) in TOOLS.items():
-            if importlib.util.find_spec(package) is None:
-                rows[tool] = {"note": "not installed"}
-                continue
+        for tool, run in tools(environments).items():
             try:
-                start = time.perf_counter()
-                with contextlib.redirect_stdout(io.StringIO()):
-                    made = run(path, name, module)
-                took = time.perf_counter() - start
+                made, took = run(path, name, module)
                 rows[tool] = {"nodes": made.graph.num_nodes(), "fused": nodes.fused(made), "took": took}
                 sessions[tool] = nodes.session(made)
                 rows[tool]["error"] = _error(sessions[tool], name, module)
+                rows[tool]["memory"] = _memory(made, sessions[tool], name, Path(folder))
             except Exception as error:  # what a peer raises is a finding about it
-                said = f"{type(error).__name__}: {' '.join(str(error).split())[:110]}"
+                said = " ".join(str(error).split())[:110]
                 rows[tool] = {**rows.get(tool, {}), "note": said}
                 sessions.pop(tool, None)
+    called, rows["torch.compile"] = _compiled(name, module)
+    rows["eager torch"] = {"memory": in_a_process(torch_memory, name, *SHAPES[-1], False)}
     for shape in SHAPES:
-        for ratio in _ratios(sessions, name, module, shape, seconds):
+        for ratio in _ratios(sessions, name, module, called, shape, seconds):
             rows.setdefault(ratio.of, {})[f"{shape[0]}x{shape[1]}"] = (ratio.value, ratio.low, ratio.high)
     return {"name": name, "tools": rows}
+
+
+def _compiled(name: str, module: nn.Module) -> tuple[nn.Module | None, dict[str, Any]]:
+    """The module under torch.compile after its first run, and what that took."""
+    called, feed = torch.compile(module), nodes.MODELS[name].feed(*SHAPES[0])
+    start = time.perf_counter()
+    try:
+        _call(called, module, feed)
+        took = time.perf_counter() - start
+        memory = in_a_process(torch_memory, name, *SHAPES[-1], True)
+    except Exception as error:  # no compiler, or code that it does not take
+        return None, {"note": " ".join(str(error).split())[:110]}
+    return called, {"took": took, "memory": memory}
+
+
+def _call(called: Callable[..., Any], module: nn.Module, feed: dict[str, torch.Tensor]) -> Any:
+    with torch.inference_mode():
+        return called(*feed.values()) if isinstance(module, nn.Sequential) else called(**feed)
+
+
+def _memory(made: ir.Model, session: onnxruntime.InferenceSession, name: str, folder: Path) -> int | None:
+    path = folder / "measured.onnx"
+    ir.save(made, path)
+    feeds = nodes._named(session, nodes.MODELS[name].feed(*SHAPES[-1]))
+    return footprint(path, "cpu", libraries_of(made, "cpu"), feeds, threads=1)
 
 
 def _error(session: onnxruntime.InferenceSession, name: str, module: nn.Module) -> float | None:
@@ -178,6 +221,7 @@ def _ratios(
     sessions: dict[str, onnxruntime.InferenceSession],
     name: str,
     module: nn.Module,
+    compiled: nn.Module | None,
     shape: tuple[int, int],
     seconds: float,
 ) -> tuple[Ratio, ...]:
@@ -187,11 +231,9 @@ def _ratios(
         with contextlib.suppress(Exception):  # a graph that does not take this size has no time at it
             runners[tool] = bound_runner(session, nodes._named(session, feed))
 
-    def eager() -> None:
-        with torch.inference_mode():
-            module(*feed.values()) if isinstance(module, nn.Sequential) else module(**feed)
-
-    runners["eager torch"] = eager
+    runners["eager torch"] = lambda: _call(module, module, feed)
+    if compiled is not None:
+        runners["torch.compile"] = lambda: _call(compiled, module, feed)
     if BASE not in runners:
         return ()
     return bench(runners, shapes={}, threads=1, seconds=seconds, clock=time.process_time, base=BASE).ratios
@@ -202,13 +244,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# deployml beside its peers",
         "",
-        *(line.strip() for line in (__doc__ or "").strip().splitlines()[5:]),
+        *(line.strip() for line in (__doc__ or "").strip().splitlines()[6:]),
         "",
         f"Width {nodes.WIDTH}, {nodes.LAYERS} layers, {nodes.HEADS} heads; float32, one thread; onnxruntime "
         f"{onnxruntime.__version__}, torch {torch.__version__}.",
         "",
-        "| model | tool | sites | nodes | error | " + " | ".join(f"{b}x{s}" for b, s in SHAPES) + " | tool time |",
-        "|---|---|---:|---:|---:|" + "---:|" * len(SHAPES) + "---:|",
+        "| model | tool | sites | nodes | error | "
+        + " | ".join(f"{b}x{s}" for b, s in SHAPES)
+        + " | tool time | memory |",
+        "|---|---|---:|---:|---:|" + "---:|" * len(SHAPES) + "---:|---:|",
     ]
     for row in rows:
         lines += [_line(row["name"], tool, said) for tool, said in row["tools"].items()]
@@ -231,7 +275,8 @@ def _line(name: str, tool: str, said: dict[str, Any]) -> str:
         )
     error = "-" if said.get("error") is None else f"{said['error']:.0e}"
     took = f"{said['took']:.1f} s" if "took" in said else "-"
-    cells = [name, tool, said.get("fused", "-"), said.get("nodes", "-"), error, *ratios, took]
+    memory = f"{said['memory'] / (1 << 20):.0f} MiB" if said.get("memory") else "-"
+    cells = [name, tool, said.get("fused", "-"), said.get("nodes", "-"), error, *ratios, took, memory]
     note = f" {said['note']}".replace("|", "\\|") if "note" in said else ""
     return "| " + " | ".join(map(str, cells)) + f"{note} |"
 
@@ -260,7 +305,9 @@ def main() -> None:
     parser.add_argument("models", nargs="*", choices=[[], *nodes.MODELS], default=[])
     parser.add_argument("--seconds", type=float, default=6.0, help="for each model and shape")
     parser.add_argument("--raw", type=Path, help="JSON file of the rows; those it holds are not measured again")
+    parser.add_argument("--with", action="append", default=[], dest="environments", metavar="TOOL=PYTHON")
     given = parser.parse_args()
+    environments = dict(one.split("=", 1) for one in given.environments)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -268,15 +315,13 @@ def main() -> None:
     rows = {row["name"]: row for row in kept}
     for name in given.models or CHOSEN:
         if name not in rows:
-            rows[name] = compare(name, given.seconds)
+            rows[name] = compare(name, given.seconds, environments)
             print(json.dumps(rows[name]), file=sys.stderr, flush=True)
         if given.raw is not None:
             given.raw.write_text(json.dumps(list(rows.values())))
     page = table([rows[name] for name in given.models or CHOSEN])
     if not given.models:
-        target = Path(__file__).parent / "results" / "peers.md"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(page)
+        (Path(__file__).parents[1] / "docs" / "peers.md").write_text(page)
     print(page)
 
 

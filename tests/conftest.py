@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,16 @@ def build_odd():
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --update-golden: write what is pinned anew instead of comparing with it."""
     parser.addoption("--update-golden", action="store_true", help="write golden files anew; review them like code")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Let a skip without a reason in the words of the summary ("not run: ...") fail."""
+    report = yield
+    said = report.longrepr
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(said, tuple) and "not run: " not in said[2]:
+        report.outcome, report.longrepr = "failed", f"a skip must say 'not run: why'; this one says '{said[2]}'"
+    return report
 
 
 #: Options that say what the encoder takes.

@@ -311,7 +311,7 @@ def test_a_saved_program_is_taken_as_it_is_and_left_unchanged() -> None:
 
 
 def test_a_cache_among_the_outputs_is_dropped_in_a_fresh_process() -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="not run: transformers is not installed")
     code = """
     import torch
     from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel

@@ -124,7 +124,7 @@ def test_a_target_that_is_not_here_is_refused_early_or_only_written(module, tmp_
     import onnxruntime
 
     if "ROCMExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has the provider that the test needs to be absent")
+        pytest.skip("not run: this onnxruntime has the provider that must be absent")
     x = (torch.randn(2, 5, 32),)
     with pytest.raises(deployml.ToolchainError):
         deployml.export(module, x, output=tmp_path / "a.onnx", target="rocm")

@@ -10,7 +10,7 @@ from deployml.exporter.inputs.sizes import numbers_of
 from deployml.exporter.load import load
 from deployml.runtime.errors import InputError
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="not run: transformers is not installed")
 
 TEXT = {
     "hidden_size": 32,

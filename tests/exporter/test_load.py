@@ -323,7 +323,7 @@ def test_no_model_object(what):
 
 @pytest.fixture(scope="module")
 def bert_folder(tmp_path_factory) -> Path:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="not run: transformers is not installed")
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=120

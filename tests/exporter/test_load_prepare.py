@@ -80,7 +80,7 @@ def test_meta_weights_are_refused():
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers")
+    return pytest.importorskip("transformers", reason="not run: transformers is not installed")
 
 
 def tiny_gpt2(transformers, **options) -> nn.Module:

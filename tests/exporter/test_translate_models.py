@@ -18,7 +18,7 @@ from deployml.exporter.source_map import SOURCE_KEY
 from deployml.exporter.translate import translate
 from deployml.passes.canonical import expand_all, is_attention
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="not run: transformers is not installed")
 
 AXES = {0: "batch", 1: "sequence"}
 Inputs = Callable[[int, int], dict[str, torch.Tensor]]

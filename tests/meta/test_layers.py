@@ -133,7 +133,7 @@ def test_files_and_functions_stay_small():
 def tracked() -> list[Path]:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip("not a git checkout: there is no list of files to look through")
+        pytest.skip("not run: not a git checkout, there is no list of files to look through")
     return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 

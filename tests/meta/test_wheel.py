@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from onnx import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,8 +76,7 @@ def test_the_wheel_serves_old_linux_and_any_python(wheel):
 
 @pytest.mark.slow
 def test_the_wheel_works_where_no_compiler_is(wheel, tmp_path):
-    onnx_parser = pytest.importorskip("onnx.parser")
-    (tmp_path / "model.onnx").write_bytes(onnx_parser.parse_model(MODEL).SerializeToString())
+    (tmp_path / "model.onnx").write_bytes(parser.parse_model(MODEL).SerializeToString())
     python = _environment(tmp_path / "venv", wheel)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

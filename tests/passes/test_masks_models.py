@@ -12,8 +12,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from deployml.passes.graph import producer
 from deployml.passes.masks import KeyPadding, MaskFacts, Memo, Window, analyse, describe, window_of
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="not run: torch is not installed")
+transformers = pytest.importorskip("transformers", reason="not run: transformers is not installed")
 
 SMALL = {
     "vocab_size": 99,

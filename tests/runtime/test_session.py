@@ -27,7 +27,7 @@ def test_placement_is_empty_where_it_was_not_recorded(relu_model):
     assert nodes_per_provider(onnxruntime.InferenceSession(relu_model, providers=["CPUExecutionProvider"])) == {}
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs a CPU-only wheel")
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="not run: it has CUDA")
 def test_cuda_on_a_cpu_wheel_is_an_error_unless_allowed(relu_model, capfd):
     with pytest.raises(ToolchainError, match="without CUDAExecutionProvider") as caught:
         open_session(relu_model, "cuda")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import onnxruntime
 
 from ..runtime import latency, parity
 from ..runtime.attempt import Runner
+from ..runtime.confirm import confirmed
 from ..runtime.errors import DeploymlError
 from ..runtime.feeds import Case
 from ..runtime.footprint import footprint
@@ -168,7 +171,8 @@ def measure_latency(
         others: Further contenders: how to make one, and the provider to report.
         seconds: Time for all of it.
         threads: Threads of every contender; as many as the process may use when None.
-        max_slowdown: How many times slower than "unfused" the fused graph may be.
+        max_slowdown: How many times slower than "unfused" the fused graph may be. What is measured as slower is
+            measured again, on a busy machine in processor time, which others do not add to; both must say so.
         extras: What else is measured.
     """
     extras = extras or Extras()
@@ -187,21 +191,33 @@ def measure_latency(
             providers[name] = provider
         found = _profile(graphs, sessions, case, count, extras)
         peak = None if found is None else found.peak_flops
-        timed = latency.bench(
+        busy = _busy()
+        measure = partial(
+            latency.bench,
             contenders,
             shapes={name: tuple(array.shape) for name, array in case.feeds.items()},
             threads=count,
             providers=providers,
-            seconds=seconds,
             max_slowdown=max_slowdown,
             flops=None if found is None else found.flops,
             peak_flops=peak,
-            notes=_busy(),
+            notes=busy,
         )
+        on_cpu = all(session.get_providers()[0] == CPU for session in sessions.values())
+        timed = _decided(measure, seconds, time.process_time if busy and on_cpu else None)
         placed = {name: nodes_per_provider(session) for name, session in sessions.items()}
         listed = tuple(replace(one, nodes=placed.get(one.name, {})) for one in timed.contenders)
         timed = replace(timed, profile=found, contenders=listed)
         return _with_memory(timed, graphs, case, count, extras) if extras.memory else timed
+
+
+def _decided(measure: Callable[..., LatencyReport], seconds: float, own_time: latency.Clock | None) -> LatencyReport:
+    """Measure; what fails is measured again, with a clock that other programs do not drive where there is one."""
+    timed = measure(seconds=seconds)
+    if timed.verdict != "fail":
+        return timed
+    options = {} if own_time is None else {"clock": own_time}
+    return confirmed(timed, measure(seconds=seconds / 2, **options))
 
 
 def _profile(

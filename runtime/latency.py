@@ -23,7 +23,7 @@ from .session import feeds_for
 from .stats import median, paired_ratio, percentile
 from .tensors import to_ort
 
-__all__ = ["BASE", "bench", "bound_runner"]
+__all__ = ["BASE", "Clock", "bench", "bound_runner"]
 
 #: The contender that the others are compared with.
 BASE: Final = "fused"
@@ -33,6 +33,7 @@ _SAMPLE_SECONDS: Final = 1e-3  # shorter runs are repeated within a sample: the 
 _STEADY: Final = 0.05  # warm-up ends when the median of five runs moves by less than this
 _WINDOW: Final = 5
 
+#: Seconds, monotonic.
 Clock = Callable[[], float]
 
 

@@ -130,7 +130,7 @@ def _explained(now: Lock, subject: Subject, progress: Progress) -> Lock:
     path = subject.graph.path
     try:
         told = dry_run(path, open_file(path), subject.graph.target, progress)
-    except DeploymlError:
+    except DeploymlError:  # passes that refuse this graph have no reasons to give; the findings stand without
         return now
     by_place = {site.module_path or site.name: site for site in told.sites}
     return replace(now, sites=tuple(_with_reason(site, by_place.get(site.where)) for site in now.sites))

@@ -311,7 +311,7 @@ def _first_that_runs(session: onnxruntime.InferenceSession, cases: Sequence[Case
             session.run_with_ort_values(
                 None, {name: to_ort(array) for name, array in feeds_for(session, case.feeds).items()}, quiet
             )
-        except Exception:  # onnxruntime raises classes of its own, one for each status
+        except Exception:  # onnxruntime raises classes of its own, one for each status; a smaller size is tried
             continue
         return case
     return cases[-1]

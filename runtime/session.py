@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from .errors import DeploymlError, InputError, ToolchainError
 from .files import recover
@@ -92,7 +93,7 @@ def open_session(
             session = onnxruntime.InferenceSession(source, options, providers=[_with_options(p, tf32) for p in usable])
         except DeploymlError:
             raise
-        except Exception as error:
+        except Exception as error:  # onnxruntime's classes share no base; each becomes one of ours
             names = tuple(Path(lib).name for lib in libraries)
             raise explain_load_error(error, where=where, libraries=names) from error
     if not allow_cpu_fallback:
@@ -110,7 +111,7 @@ def nodes_per_provider(session: onnxruntime.InferenceSession) -> dict[str, int]:
     if ask is None:
         return {}
     counts: dict[str, int] = {}
-    with suppress(Exception):  # onnxruntime raises a plain Fail where recording was not switched on
+    with suppress(Fail):  # placement was not recorded when the session was made
         for part in ask():
             counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

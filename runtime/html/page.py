@@ -13,7 +13,7 @@ from .graph import draw, is_broad
 from .markup import Markup, join, tag
 from .numbers import count, factor, power
 from .style import STYLE
-from .words import headline, label, who
+from .words import careful, headline, label, who
 
 __all__ = ["html_report"]
 
@@ -113,6 +113,9 @@ def _ratio_tile(ratio: Ratio) -> tuple[str, str]:
     interval = f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
     if ratio.low <= 1 <= ratio.high:
         return "even", f"with {who(ratio.of)}, as far as can be measured; {interval}"
+    if careful(ratio):
+        least = ratio.low if ratio.value > 1 else ratio.high
+        return f"{'≥' if ratio.value > 1 else '≤'} {factor(least)}", f"the speed of {who(ratio.of)}; {interval}"
     return factor(ratio.value), f"the speed of {who(ratio.of)}; {interval}"
 
 

@@ -43,7 +43,7 @@ font-size:1.35rem;font-weight:700;line-height:1}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));
 border:1px solid var(--line);border-radius:10px;overflow:hidden}
 .tile{box-shadow:0 0 0 .5px var(--line);padding:.9rem 1.1rem}
-.tile b{display:block;font-size:1.45rem;font-weight:600;letter-spacing:-.02em;line-height:1.25}
+.tile b{display:block;white-space:nowrap;font-size:1.45rem;font-weight:600;letter-spacing:-.02em;line-height:1.25}
 .tile span{color:var(--soft);font-size:.85rem}
 table{border-collapse:collapse;width:100%}
 th{font-weight:500;font-size:.8rem;color:var(--soft);text-align:left;padding:.35rem .9rem .35rem 0;
@@ -104,7 +104,8 @@ dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 --accent:#2b5f9e;--accent-wash:#e8f0f9;--before:#b9c1cc;--ok:#1c7a45;--ok-wash:#e6f4ec;--bad:#b3261e;
 --bad-wash:#fbeae9;--warn:#8a5a00;--warn-wash:#fdf3e0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
-body{font-size:9.5pt}main{max-width:none;padding:0}.tiles{grid-template-columns:repeat(auto-fit,minmax(7rem,1fr))}section{margin-top:1.4rem;padding-top:.9rem}
+body{font-size:9.5pt}main{max-width:none;padding:0}.tiles{grid-template-columns:repeat(auto-fit,minmax(7rem,1fr))}
+.tile{padding:.6rem .7rem}.tile b{font-size:1.1rem}section{margin-top:1.4rem;padding-top:.9rem}
 tr,figure,.tile,.note,.rows>*{break-inside:avoid}h2,h3{break-after:avoid}
 details::details-content{content-visibility:visible;display:block;height:auto}summary{color:inherit}}
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from ..report import LatencyReport, ParityReport, Ratio, Report, Verdict
 from ..sensitivity import SENSITIVITY
 from .numbers import ceiling_percent, factor, power
 
 __all__ = [
+    "careful",
     "case_count",
     "headline",
     "label",
@@ -18,6 +20,9 @@ __all__ = [
     "ratio_sentence",
     "who",
 ]
+
+#: An interval whose ends differ by more than this factor is told by its careful end.
+_VAGUE: Final = 1.5
 
 _LABELS: dict[Verdict, str] = {
     "pass": "Pass",
@@ -90,12 +95,19 @@ def _speed(report: Report) -> str:
     return "it is " + " and ".join(said) if said else ""
 
 
+def careful(ratio: Ratio) -> bool:
+    """Whether an interval is so wide that its careful end is told instead of the middle."""
+    return ratio.low > 0 and ratio.high > _VAGUE * ratio.low
+
+
 def _short_ratio(ratio: Ratio) -> str:
     if ratio.low <= 1 <= ratio.high:
         return f"not measurably faster or slower than {who(ratio.of)}"
-    if ratio.value > 1:
-        return f"{factor(ratio.value)} faster than {who(ratio.of)}"
-    return f"{factor(1 / ratio.value)} slower than {who(ratio.of)}"
+    low = ratio.low if ratio.value > 1 else 1 / ratio.high
+    word = "faster" if ratio.value > 1 else "slower"
+    if careful(ratio):  # one number would say more than was measured
+        return f"at least {factor(low)} {word} than {who(ratio.of)}"
+    return f"{factor(max(ratio.value, 1 / ratio.value))} {word} than {who(ratio.of)}"
 
 
 def who(name: str) -> str:

@@ -55,7 +55,9 @@ def log_model(
         raise InputError(f"there is no file '{missing}'", hint="check the path")
     try:
         proto = onnx.load(path)
-    except Exception as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf and onnx have many of their own; each says that the file is no good
         raise InputError(f"'{path.name}' is no ONNX file, or it is damaged", hint="copy the file again") from error
     report = _report_of(path)
     if mlflow.active_run() is None:

@@ -323,6 +323,22 @@ def test_ratios_in_words(low, value, high, said):
     assert said in ratio_sentence(Ratio(of="eager", over="fused", value=value, low=low, high=high, pairs=50))
 
 
+@pytest.mark.parametrize(
+    ("low", "value", "high", "said", "tile"),
+    [
+        (8.7, 21.2, 39.3, "at least 8.70× faster than eager PyTorch", "≥ 8.70×"),
+        (1.9, 2.0, 2.1, "2.00× faster than eager PyTorch", "2.00×"),
+        (0.2, 0.3, 0.5, "at least 2.00× slower than eager PyTorch", "≤ 0.50×"),
+        (0.48, 0.5, 0.52, "2.00× slower than eager PyTorch", "0.50×"),
+    ],
+)
+def test_a_wide_interval_is_told_by_its_careful_end(low, value, high, said, tile):
+    ratio = Ratio(of="eager", over="fused", value=value, low=low, high=high, pairs=12)
+    found = replace(REPORT, latency=replace(LATENCY, ratios=(ratio,)))
+    assert said in headline(found)
+    assert f"{tile} the speed of eager PyTorch" in text_of(html_report(found))
+
+
 def test_partial_fusion_is_said_first():
     assert headline(replace(REPORT, sites=(site(0), DECLINED))).startswith("1 of 2 attentions are fused")
     assert headline(replace(REPORT, sites=(DECLINED,))).startswith("Its one attention was not fused")

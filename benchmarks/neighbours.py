@@ -146,6 +146,9 @@ def _pairs() -> Iterator[Pair]:
         feeds=_wide(INNER, "x"),
     )
     yield _rotary()
+    yield _complex_rotary()
+    yield _sectioned_rotary()
+    yield from _causal_convolutions()
     yield _embeddings()
     yield _experts()
 
@@ -173,6 +176,90 @@ def _rotary() -> Pair:
             "x": _random(batch, HEADS, length, HEAD),
             "p": np.tile(np.arange(length), (batch, 1)),
         },
+    )
+
+
+def _complex_rotary() -> Pair:
+    """What torch.view_as_complex is exported to."""
+    angle = np.outer(np.arange(POSITIONS), 1e4 ** (-np.arange(0, HEAD, 2) / HEAD)).astype(np.float32)
+    polar = np.stack([np.cos(angle), np.sin(angle)], -1)
+    parts = "c = Slice(f, zero, one, last) d = Slice(f, one, two, last) a = Slice(p, zero, one, last) "
+    return Pair(
+        name="RotaryEmbedding, of complex numbers",
+        inputs="float[b,s,768] x",
+        plain=(
+            "n = Shape <start = 1, end = 2> (x) g = Slice(polar, zero, n, zero) f = Unsqueeze(g, heads) "
+            "p = Reshape(x, pairs) "
+            f"{parts} b = Slice(p, one, two, last) ac = Mul(a, c) bd = Mul(b, d) ad = Mul(a, d) bc = Mul(b, c) "
+            "r = Sub(ac, bd) i = Add(ad, bc) o = Concat <axis = -1> (r, i) y = Reshape(o, flat)"
+        ),
+        fused="y = com.microsoft.RotaryEmbedding <num_heads = 12, interleaved = 1> (x, zero, cos, sin)",
+        constants={
+            "polar": polar,
+            "cos": np.cos(angle),
+            "sin": np.sin(angle),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+            "two": np.array([2]),
+            "last": np.array([-1]),
+            "heads": np.array([1]),
+            "pairs": np.array([0, 0, HEADS, HEAD // 2, 2]),
+            "flat": np.array([0, 0, WIDTH]),
+        },
+        feeds=_wide(WIDTH, "x"),
+    )
+
+
+def _sectioned_rotary() -> Pair:
+    """RotaryEmbedding over rows put together from three positions a token, against MRotaryEmbedding."""
+    angle = np.outer(np.arange(POSITIONS), 1e4 ** (-np.arange(0, HEAD, 2) / HEAD)).astype(np.float32)
+    sizes = (8, 12, 12)
+    parts = [f"{t}{i}" for t in "cs" for i in range(3)]
+    split = "p0, p1, p2 = Split <axis = 0, num_outputs = 3> (p) "
+    split += "".join(f"q{i} = Squeeze(p{i}, zero) {t}{i} = Gather({t}t{i}, q{i}) " for t in "c" for i in range(3))
+    split += "".join(f"s{i} = Gather(st{i}, q{i}) " for i in range(3))
+    bounds = np.cumsum((0, *sizes))
+    tables = {
+        name: function(angle[:, bounds[i] : bounds[i + 1]])
+        for name, i, function in ((f"{p[0]}t{p[1]}", int(p[1]), np.cos if p[0] == "c" else np.sin) for p in parts)
+    }
+    return Pair(
+        name="MRotaryEmbedding, of RotaryEmbedding with gathered tables",
+        inputs="float[b,s,768] x, int64[three,b,s] p",
+        plain=(
+            f"{split} c3 = Concat <axis = -1> (c0, c1, c2) s3 = Concat <axis = -1> (s0, s1, s2) cr = Reshape(c3, rows) "
+            "sr = Reshape(s3, rows) h = Shape(q0) m = ReduceProd <keepdims = 0> (h) o = Range(nought, m, unit) "
+            "at = Reshape(o, h) y = com.microsoft.RotaryEmbedding <num_heads = 12> (x, at, cr, sr)"
+        ),
+        fused="y = com.microsoft.MRotaryEmbedding <num_heads = 12, mrope_section = [8, 12, 12]> (x, p, cos, sin)",
+        constants={
+            **tables,
+            "cos": np.cos(angle),
+            "sin": np.sin(angle),
+            "zero": np.array([0]),
+            "rows": np.array([-1, HEAD // 2]),
+            "nought": np.array(0),
+            "unit": np.array(1),
+        },
+        feeds=lambda batch, length: {
+            "x": _random(batch, length, WIDTH),
+            "p": np.tile(np.arange(length), (3, batch, 1)),
+        },
+    )
+
+
+def _causal_convolutions() -> Iterator[Pair]:
+    """A depthwise convolution of four taps, as Mamba and gated delta nets have it, and its activation."""
+    weight = {"k": _random(WIDTH, 1, 4), "bias": _random(WIDTH)}
+    conv = f"<group = {WIDTH}, kernel_shape = [4], pads = [3, 0]>"
+    turned = "t = Transpose <perm = [0, 2, 1]> (x)"
+    yield Pair(
+        name="CausalConvWithState, of Conv and SiLU",
+        inputs="float[b,s,768] x",
+        plain=f"{turned} c = Conv {conv} (t, k, bias) g = Sigmoid(c) y = Mul(c, g)",
+        fused=f'{turned} y, z = com.microsoft.CausalConvWithState <activation = "silu"> (t, k, bias)',
+        constants=weight,
+        feeds=_wide(WIDTH, "x"),
     )
 
 

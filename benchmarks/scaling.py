@@ -38,9 +38,7 @@ class _Graph:
             ir.Value(name=name, type=ir.TensorType(I64), shape=ir.Shape([batch, length]))
             for name in ("input_ids", "attention_mask")
         ]
-        self.graph = ir.Graph(
-            self.inputs, [], nodes=[], opset_imports={"": 20, canonical.DOMAIN: 1}, name="llama"
-        )
+        self.graph = ir.Graph(self.inputs, [], nodes=[], opset_imports={"": 20, canonical.DOMAIN: 1}, name="llama")
         self.g = Builder(self.graph, prefix="n")
         self.seen: set[str] = set()
 

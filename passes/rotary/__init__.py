@@ -6,9 +6,10 @@ from typing import Final
 
 from ..rule import Rule
 from .merged_heads import RotaryMergedHeads
+from .pairs import RotaryPairs
 from .rotary_embedding import RotaryEmbedding
 
-__all__ = ["RULES", "RotaryEmbedding", "RotaryMergedHeads"]
+__all__ = ["RULES", "RotaryEmbedding", "RotaryMergedHeads", "RotaryPairs"]
 
 #: In the order to run.
-RULES: Final[tuple[Rule, ...]] = (RotaryEmbedding(), RotaryMergedHeads())
+RULES: Final[tuple[Rule, ...]] = (RotaryPairs(), RotaryEmbedding(), RotaryMergedHeads())

@@ -30,6 +30,7 @@ class Half:
     Attributes:
         leaf: A value to read as it is, or None.
         table: A constant, or None.
+        whole: The constant value that it is half of.
         node: The node to repeat over ``parts``, or None.
         parts: Recipes of its inputs.
         exact: Whether the half has the shape of the whole but for its last axis; if not, axes of size one
@@ -38,6 +39,7 @@ class Half:
 
     leaf: ir.Value | None = None
     table: np.ndarray | None = None
+    whole: ir.Value | None = None
     node: ir.Node | None = None
     parts: tuple[Half, ...] = ()
     exact: bool = True
@@ -48,7 +50,9 @@ class Half:
             return self.leaf
         if self.table is not None:
             value = g.const(self.table)
-            g.relies_on(value)
+            for known in (value, self.whole):
+                if known is not None:
+                    g.relies_on(known)
             return value
         assert self.node is not None
         inputs = [part.build(g) for part in self.parts]
@@ -64,7 +68,7 @@ def halved(value: ir.Value, kind: Kind, depth: int = 0) -> Half | None:
         return None
     array = constant(value)
     if array is not None:
-        return _half_of_constant(array, kind)
+        return _half_of_constant(value, array, kind)
     node = value.producer()
     if node is None:
         return None
@@ -75,10 +79,10 @@ def halved(value: ir.Value, kind: Kind, depth: int = 0) -> Half | None:
     return None
 
 
-def _half_of_constant(array: np.ndarray, kind: Kind) -> Half | None:
+def _half_of_constant(value: ir.Value, array: np.ndarray, kind: Kind) -> Half | None:
     half = array.shape[-1] // 2
     first, second = (array[..., :half], array[..., half:]) if kind == "half" else (array[..., 0::2], array[..., 1::2])
-    return Half(table=np.ascontiguousarray(first)) if np.array_equal(first, second) else None
+    return Half(table=np.ascontiguousarray(first), whole=value) if np.array_equal(first, second) else None
 
 
 def _doubled(node: ir.Node, width: int, kind: Kind, depth: int) -> Half | None:

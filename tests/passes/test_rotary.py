@@ -138,3 +138,68 @@ def test_the_head_split_moves_behind_the_rotation_and_meets_its_undoing() -> Non
     assert counts[ROTARY] == 1 and "Transpose" not in counts
     node = next(n for n in model.graph if n.op_type == "RotaryEmbedding")
     assert attribute(node, "num_heads") == 4 and attribute(node, "interleaved") == 0
+
+
+PARTS = {
+    "slices": (
+        "a = Slice (x, zero, one, end) b = Slice (x, one, two, end) cu = Unsqueeze (c, end) su = Unsqueeze (s, end)",
+        "y = Concat <axis = -1> (re, im)",
+    ),
+    "picked": (
+        "a = Gather <axis = -1> (x, first) b = Gather <axis = -1> (x, second) cu = Identity (c) su = Identity (s)",
+        "ru = Unsqueeze (re, end) iu = Unsqueeze (im, end) y = Concat <axis = -1> (ru, iu)",
+    ),
+    "unbound": (
+        "a1, b1 = Split <axis = -1, num_outputs = 2> (x) a = Squeeze (a1, end) b = Squeeze (b1, end) "
+        "cu = Identity (c) su = Identity (s)",
+        "ru = Unsqueeze (re, end) iu = Unsqueeze (im, end) y = Concat <axis = 4> (ru, iu)",
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", ["1", "B"])
+@pytest.mark.parametrize("heads", ["S,2", "2,S"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_complex_numbers_are_a_rotation(parts: str, heads: str, batch: str) -> None:
+    before, after = PARTS[parts]
+    table = "S,1" if heads == "S,2" else "1,S"
+    arguments = (
+        f"float[B,{heads},4,2] x, float[{batch},{table},4] c, float[{batch},{table},4] s",
+        f"float[B,{heads},4,2] y",
+        f"{before} ac = Mul (a, cu) bs = Mul (b, su) as = Mul (su, a) bc = Mul (b, cu) re = Sub (ac, bs) "
+        f"im = Add (bc, as) {after}",
+    )
+    constants = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] end = {-1}, int64 first = {0}, "
+    constants += "int64 second = {1}"
+    plain, model = (parsed(*arguments, constants=constants) for _ in range(2))
+    rewrite(model, rotary.RULES)
+    assert census(model)[ROTARY] == 1 and "Sub" not in census(model)
+    rng = np.random.default_rng(3)
+    sizes = {"B": 3, "S": 5, "1": 1, "2": 2}
+    shapes = {"x": [3, *(sizes[d] for d in heads.split(",")), 4, 2]}
+    shapes |= {name: [sizes[batch], *(sizes[d] for d in table.split(",")), 4] for name in "cs"}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    np.testing.assert_allclose(outputs(model, feeds)[0], outputs(plain, feeds)[0], rtol=0, atol=1e-5)
+
+
+def test_exchanged_parts_are_no_rotation() -> None:
+    model = parsed(
+        "float[B,S,2,4,2] x, float[1,S,1,4,1] c, float[1,S,1,4,1] s",
+        "float[B,S,2,4,2] y",
+        "a = Slice (x, zero, one, end) b = Slice (x, one, two, end) ac = Mul (a, c) bs = Mul (b, s) as = Mul (a, s) "
+        "bc = Mul (b, c) re = Sub (bc, as) im = Add (ac, bs) y = Concat <axis = -1> (re, im)",
+        constants="int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] end = {-1}",
+    )
+    rewrite(model, rotary.RULES)
+    assert ROTARY not in census(model)
+
+
+def test_a_constant_table_is_halved() -> None:
+    angles = np.outer(np.arange(3), [1, 0.5, 0.1, 0.01])
+    tables = ", ".join(
+        f"float[3,8] {name} = {{{','.join(f'{x:.4f}' for x in np.tile(function(angles), 2).reshape(-1))}}}"
+        for name, function in (("c", np.cos), ("s", np.sin))
+    )
+    model = parsed("float[B,4,3,8] q", "float[B,4,3,8] y", turned("q", "y"), constants=f"{ENDS}, {tables}")
+    rewrite(model, rotary.RULES)
+    assert census(model)[ROTARY] == 1

@@ -55,7 +55,7 @@ def _texts(written: str) -> Sequence[str]:
 
 
 def _user_line(stack: str) -> str:
-    found = frames(stack)
+    found = [frame for frame in frames(stack) if not frame.file.startswith("<")]  # generated code lies in no file
     own = [frame for frame in found if not frame.is_library]
     return (own or found)[-1].where if found else ""
 

@@ -117,7 +117,7 @@ def relative_source(path: str) -> str:
             last = len(file.parts) - 1 - file.parts[::-1].index(name)
             return "/".join(file.parts[last + 1 :])
     root = file.parent
-    while (root / "__init__.py").is_file():
+    while (root / "__init__.py").is_file() and root != root.parent:  # "." and "/" are their own parents
         root = root.parent
     if root != file.parent:
         return file.relative_to(root).as_posix()

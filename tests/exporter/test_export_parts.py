@@ -227,6 +227,21 @@ def test_origins_of_torchs_own_export_are_adopted_without_its_paths():
     assert not model.graph[1].metadata_props
 
 
+def test_generated_code_is_no_place_in_the_source():
+    model = model_with()
+    stack = 'File "/somewhere/site-packages/m/model.py", line 7, in forward\n    y\n'
+    scopes = {
+        "pkg.torch.onnx.name_scopes": "['', 'encoder', 'cast']",
+        "pkg.torch.onnx.class_hierarchy": "['m.M', 'm.E']",
+    }
+    generated = 'File "<eval_with_key>.92", line 3, in forward\n    x\n'
+    model.graph[0].metadata_props.update({**scopes, "pkg.torch.onnx.stack_trace": stack + generated})
+    model.graph[1].metadata_props.update({**scopes, "pkg.torch.onnx.stack_trace": generated})
+    adopt_origins(model)
+    assert model.graph[0].metadata_props["deployml.source"] == "m/model.py:7"
+    assert "deployml.source" not in model.graph[1].metadata_props
+
+
 def test_a_fault_of_ours_leaves_its_graph_without_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = model_with(rows=2000)

@@ -217,6 +217,12 @@ def test_source_paths_depend_on_the_package_and_not_on_the_folder(tmp_path: Path
     assert relative_source(str(tmp_path / "alone.py")) == "alone.py"
 
 
+def test_a_bare_name_in_a_folder_that_is_a_package_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert relative_source("model.py") == "model.py"
+
+
 _SCRIPT = """
 import hashlib, onnx_ir as ir, torch
 from net import Net

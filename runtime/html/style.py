@@ -98,6 +98,7 @@ table.wide td[data-label]::before{content:attr(data-label) ": ";color:var(--soft
 .rows{grid-template-columns:1fr max-content;grid-auto-flow:row dense}
 .rows .lab.head{grid-column:1/-1}.rows .lab{grid-column:1}.rows .val{grid-column:2}
 .rows .plot{grid-column:1/-1;margin:-.2rem 0 .2rem}.rows .val.low{display:none}
+.broad .frame{overflow-x:auto}.broad .graph{max-width:none;min-width:40rem}
 dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 @media print{
 :root{color-scheme:light;--paper:#fff;--wash:#fff;--line:#ddd;--rule:#bbb;--ink:#000;--soft:#444;--faint:#666;

@@ -32,7 +32,8 @@ _FLAGS = (
 def framed(page: str, width: int, height: int, folder: Path) -> Path:
     """A file that shows ``page`` in a frame of exactly that width; windows themselves cannot be that narrow."""
     probe = """<script>onload=()=>{const f=document.querySelector('iframe'),d=f.contentDocument.documentElement;
-    const w=[...d.querySelectorAll('*')].filter(e=>e.getBoundingClientRect().right>f.clientWidth+1);
+    const w=[...d.querySelectorAll('*')].filter(e=>!e.parentElement?.closest('.frame')
+    &&e.getBoundingClientRect().right>f.clientWidth+1);
     document.title=JSON.stringify({scroll:d.scrollWidth,client:f.clientWidth,height:d.scrollHeight,
     wide:w.slice(0,5).map(e=>e.tagName+'.'+(e.getAttribute('class')||'')),scripts:d.querySelectorAll('script').length,
     outside:[...d.querySelectorAll('[src],[href]')].map(e=>e.getAttribute('src')||e.getAttribute('href')),

@@ -18,7 +18,7 @@ _SMALL = 1024
 
 
 def without_weights(model: ir.Model) -> ir.Model:
-    """A copy of a model whose large weights are inputs of the same type and shape."""
+    """A copy of a model whose large weights are inputs of the same type and shape, and whose others lie in it."""
     light = model.clone()
     for name, value in list(light.graph.initializers.items()):
         tensor = value.const_value
@@ -28,7 +28,7 @@ def without_weights(model: ir.Model) -> ir.Model:
         value.const_value = None
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
         light.graph.inputs.append(value)
-    return light
+    return ir.external_data.load_to_model(light)
 
 
 @contextmanager

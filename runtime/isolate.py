@@ -24,6 +24,7 @@ __all__ = ["is_out_of_memory", "out_of_memory", "run_isolated"]
 
 T = TypeVar("T")
 
+#: With -P: without it the current folder comes first on the path, and a json.py of anybody there would run.
 _BOOT: Final = (
     "import sys, json, importlib; sys.path[:] = json.loads(sys.argv[1]); "
     "importlib.import_module(sys.argv[2]).child(sys.argv[3])"
@@ -95,7 +96,7 @@ def child(folder: str) -> None:
 
 def _spawn(folder: Path, timeout: float | None, step: str) -> tuple[int, str]:
     """Run the child; return its exit status and the end of what it printed."""
-    command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), __name__, str(folder)]
+    command = [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), __name__, str(folder)]
     log = folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)

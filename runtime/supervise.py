@@ -28,6 +28,7 @@ from .files import recover
 
 __all__ = ["child", "supervised"]
 
+#: With -P: without it the current folder comes first on the path, and a json.py of anybody there would run.
 _BOOT: Final = (
     "import sys, json, importlib; sys.path[:] = json.loads(sys.argv[1]); "
     "importlib.import_module(sys.argv[2]).child(*sys.argv[3:])"
@@ -88,7 +89,7 @@ def child(descriptor: str, module: str, function: str, *arguments: str) -> None:
 def _start(module: str, function: str, arguments: Sequence[str], writer: int) -> subprocess.Popen[bytes]:
     shared = os.name == "posix"  # elsewhere a child takes no descriptors: deaths are told without their stage
     fd = str(writer if shared else -1)
-    command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), __name__, fd, module, function, *arguments]
+    command = [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), __name__, fd, module, function, *arguments]
     return subprocess.Popen(command, pass_fds=(writer,) if shared else ())
 
 

@@ -51,7 +51,7 @@ def simplify(model: ir.Model, *, timeout: float = 120.0) -> tuple[ir.Model, str 
         ir.save(light, source)
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _PROGRAM, str(source), str(result)],
+                [sys.executable, "-P", "-c", _PROGRAM, str(source), str(result)],
                 capture_output=True,
                 text=True,
                 timeout=timeout,
@@ -81,7 +81,7 @@ def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProt
         value.const_value = None
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
         graph.inputs.append(value)
-    return light, weights
+    return ir.external_data.load_to_model(light), weights
 
 
 def _restore(simplified: ir.Model, weights: dict[str, ir.TensorProtocol], model: ir.Model) -> str | None:

@@ -61,3 +61,9 @@ def test_an_exit_without_a_result():
 def test_a_function_that_has_no_name_elsewhere_is_refused():
     with pytest.raises(DeploymlBug, match="by name"):
         run_isolated(lambda: 1, step="x")
+
+
+def test_files_of_the_current_folder_are_not_run(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('the json.py of the current folder ran')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run_isolated(math.hypot, 3.0, 4.0, step="sum") == 5.0

@@ -104,3 +104,9 @@ def test_crumbs_go_nowhere_unless_asked_for(capfd):
     assert capfd.readouterr() == ("", "")
     assert crumbs.last(b"@deployml stage a\nnoise\n@deployml stage b\n", "stage") == "b"
     assert crumbs.last(b"@deployml stage a\n@deployml stage \n", "stage") is None
+
+
+def test_files_of_the_current_folder_are_not_run(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('the json.py of the current folder ran')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert supervised(COMMANDS, "ends", ["3"]) == 3

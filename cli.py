@@ -263,8 +263,12 @@ def check(
 ) -> None:
     """Hold a model against its lock and explain every difference."""
     from .exporter.check import check as run
+    from .exporter.keeping import check_output
+    from .exporter.lock import lock_path
     from .runtime.integrations.ci import tell
 
+    if junit is not None:
+        check_output(junit, model, (lock or lock_path(model), against, opening.inputs_file), option="--junit")
     found = run(
         model,
         lock=lock,

@@ -75,5 +75,10 @@ class FileNames:
         return f"{self._stem}.lock.json"
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """All files besides the model that an export writes, or takes away where an earlier one left them."""
+        return self.data, self.unfused, self.report, self.html, self.bisect, self.bisect_inputs
+
+    @property
     def _stem(self) -> str:
         return self.model[: -len(".onnx")]

@@ -18,6 +18,7 @@ from ..runtime.target import TargetName
 from .against import Source, Subject, open_source, open_subject
 from .artifact import FileNames
 from .feeding import bench_cases, input_specs
+from .keeping import check_output
 from .measuring import Extras, Footprint, Graph, MakeContender, measure_latency
 from .measuring import sweep as measure_sweep
 from .options import SourceOptions, picked
@@ -79,6 +80,7 @@ def bench(
     options, wanted = picked(SourceOptions, locals()), parse_sweep(sweep)
     if page is not None:
         check_writable(page)
+        check_output(page, model, (against, inputs_file, *contenders), option="--page")
     with Progress.of(progress) as bars, ExitStack() as stack:
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
         source: Source | None = None

@@ -11,6 +11,7 @@ from ..runtime.progress import Progress
 from ..runtime.target import Fusion, TargetName
 from .artifact import Artifact
 from .finishing import Checks, begin, finish
+from .keeping import check_products
 from .options import ExternalData, Options, SourceOptions, picked
 
 __all__ = ["export"]
@@ -88,6 +89,7 @@ def export(
     options = picked(Options, locals())
     opening = picked(SourceOptions, locals())
     path, resolved = begin(output, options)
+    check_products(path, module_or_path, [] if inputs_file is None else [Path(inputs_file).expanduser()])
     options.check_available(resolved)
     from .tracing import load_and_translate  # torch is imported only once the options are known to be good
 

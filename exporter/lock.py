@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..runtime.lock import Lock, write_lock
 from .artifact import FileNames
+from .keeping import check_output
 from .onnx_file import open_file
 from .standing import lock_of
 
@@ -24,9 +25,11 @@ def lock(model: str | Path, *, output: str | Path | None = None, weights: bool =
         weights: Whether other weights are a difference.
 
     Raises:
-        InputError: if the model cannot be read or the lock cannot be written.
+        InputError: if the model cannot be read, or the lock cannot be written or would take the model's place.
     """
     path = Path(model).expanduser()
+    if output is not None:
+        check_output(output, path, (), option="-o")
     found = lock_of(path, open_file(path), weights=weights)
     write_lock(lock_path(path) if output is None else Path(output).expanduser(), found)
     return found
@@ -34,4 +37,4 @@ def lock(model: str | Path, *, output: str | Path | None = None, weights: bool =
 
 def lock_path(model: Path) -> Path:
     """Where the lock of a model lies."""
-    return model.with_name(FileNames(model.name).lock)
+    return model.parent / FileNames(model.name).lock

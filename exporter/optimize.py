@@ -18,6 +18,7 @@ from .artifact import Artifact
 from .feeding import bench_cases, input_specs, parity_cases
 from .finishing import Checks, begin, finish
 from .foreign_origins import adopt_origins
+from .keeping import check_products, data_files
 from .measuring import Graph, Reference
 from .onnx_file import check_standard, lift_opset, read_model
 from .options import ExternalData, Options, picked
@@ -81,6 +82,7 @@ def optimize(
     with Progress.of(progress) as bars:
         with bars.stage("load"):
             model, source = read_model(path_or_model)
+            check_products(path, path_or_model, data_files(model))
             adopt_origins(model)
             lifted = lift_opset(model, options.opset)
             check_standard(model, source)

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,7 @@ try:
 except ImportError:  # Windows: without locks an abandoned folder is told by its seal alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Staging", "atomic_write", "check_writable", "recover"]
+__all__ = ["Staging", "atomic_write", "check_apart", "check_writable", "recover", "same_place"]
 
 _SEAL: Final = "PLAN.json"
 _LOCK: Final = "LOCK"
@@ -93,6 +93,33 @@ def check_writable(model: str | Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def same_place(one: Path, other: Path) -> bool:
+    """Whether two paths are one name in one folder; a link to a file is another place than the file."""
+    return (os.path.realpath(one.parent), one.name) == (os.path.realpath(other.parent), other.name)
+
+
+def check_apart(output: Path, inputs: Iterable[Path], *, hint: str) -> None:
+    """See to it that what is written does not take the place of what is read.
+
+    Args:
+        output: A file that will be written, or taken away.
+        inputs: What is read.
+        hint: What to do about it.
+
+    Raises:
+        InputError: naming the file that would be lost.
+    """
+    if any(same_place(output, path) or _same_file(output, path) for path in inputs):
+        raise InputError(f"'{output}' is read here and would be written over", hint=hint)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether it is one file under two names; a link may be replaced, which leaves the file that it leads to."""
+    with suppress(OSError):
+        return not one.is_symlink() and one.samefile(other)
+    return False
 
 
 class Staging:

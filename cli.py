@@ -12,7 +12,7 @@ import typer
 
 from .custom_ops import Backend
 from .runtime.arguments import keywords, with_groups
-from .runtime.failures import fail
+from .runtime.failures import EXIT_INTERRUPTED, fail
 from .runtime.isa import CpuIsa
 from .runtime.supervise import supervised
 from .runtime.target import Fusion, TargetName
@@ -393,6 +393,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(given, standalone_mode=False, prog_name="deployml")
     except (KeyboardInterrupt, Exception) as error:
         return fail(error, given)
+    if status == EXIT_INTERRUPTED:  # typer makes a mute exit of Ctrl-C
+        return fail(KeyboardInterrupt(), given)
     return status if isinstance(status, int) else 0
 
 

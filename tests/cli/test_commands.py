@@ -193,4 +193,4 @@ def test_errors_become_exit_codes(deployml_command, exported, monkeypatch, tmp_p
     assert "broke" in (bundles[0] / "traceback.txt").read_text()
     assert json.loads((bundles[0] / "environment.json").read_text())["arguments"][0] == "bench"
     ran = deployml_command("bench", exported, "--json")
-    assert ran.status == 130
+    assert ran.status == 130 and ran.err == "interrupted; no file was changed\n"

@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PACKAGES := exporter passes custom_ops runtime
 # An editable install knows the files it was made from: a new or removed one makes a new stamp.
 FILES := $(shell find $(PACKAGES) -name '*.py' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
-NATIVE := $(shell find custom_ops -name CMakeLists.txt -o -name '*.cmake' -o -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find custom_ops -name CMakeLists.txt -o -name '*.cmake' -o -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.map')
 STAMP := $(VENV)/.installed-$(FILES)
 # Temporary folders of its own: pytest sessions that run at the same time clear away each other's old ones.
 PYTEST = folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

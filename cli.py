@@ -12,6 +12,7 @@ import typer
 
 from .custom_ops import Backend
 from .runtime.arguments import keywords, with_groups
+from .runtime.errors import DeploymlError
 from .runtime.failures import EXIT_INTERRUPTED, fail
 from .runtime.isa import CpuIsa
 from .runtime.supervise import supervised
@@ -265,10 +266,11 @@ def check(
     from .exporter.check import check as run
     from .exporter.keeping import check_output
     from .exporter.lock import lock_path
-    from .runtime.integrations.ci import tell
+    from .runtime.integrations.ci import check_places, tell
 
     if junit is not None:
         check_output(junit, model, (lock or lock_path(model), against, opening.inputs_file), option="--junit")
+    check_places(junit=junit, github=github)
     found = run(
         model,
         lock=lock,
@@ -280,8 +282,13 @@ def check(
         **keywords(opening),
         progress=not json,
     )
-    tell(found, junit=junit, github=github)
-    _finish(found, json)
+    _show(found, json)
+    try:
+        tell(found, junit=junit, github=github)
+    except DeploymlError as error:  # on stderr even with --json: the report is on stdout already
+        status = fail(error, ())
+        raise typer.Exit(_EXIT[found.verdict] or status) from error
+    raise typer.Exit(_EXIT[found.verdict])
 
 
 @command
@@ -393,7 +400,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(given, standalone_mode=False, prog_name="deployml")
     except (KeyboardInterrupt, Exception) as error:
         return fail(error, given)
-    if status == EXIT_INTERRUPTED:  # typer makes a mute exit of Ctrl-C
+    except SystemExit as ended:  # how typer and rich end a command whose reader is gone
+        if isinstance(ended.__context__, BrokenPipeError):
+            return fail(ended.__context__, given)
+        raise
+    if status == EXIT_INTERRUPTED:  # typer makes that of a Ctrl-C, and says nothing
         return fail(KeyboardInterrupt(), given)
     return status if isinstance(status, int) else 0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..passes.attention.present import present_attention
 from ..runtime.errors import InputError
@@ -26,6 +26,9 @@ from .reporting import report_on_file
 from .sweeping import parse_sweep, sweep_cases
 
 __all__ = ["bench"]
+
+#: Names of the contenders that deployml makes itself.
+_RESERVED: Final = ("fused", "unfused", "source", "eager", "compiled")
 
 
 def bench(
@@ -149,7 +152,7 @@ def _others(subject: Subject, paths: Sequence[str | Path]) -> dict[str, Graph]:
                 hint="contenders must take the same inputs",
             )
         name = other.graph.path.stem
-        found[name if name not in (*found, "fused", "unfused", "eager") else str(path)] = other.graph
+        found[name if name not in (*found, *_RESERVED) else str(path)] = other.graph
     return found
 
 

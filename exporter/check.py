@@ -24,7 +24,7 @@ from .explain import dry_run
 from .feeding import bench_cases, input_specs, parity_cases
 from .lock import lock_path
 from .measuring import measure_latency, measure_parity
-from .onnx_file import open_file
+from .onnx_file import open_file, require_file
 from .options import SourceOptions, picked
 from .standing import lock_of, nan_weights
 
@@ -75,6 +75,7 @@ def check(
     """
     options = picked(SourceOptions, locals())
     path = Path(model).expanduser()
+    require_file(path)
     place = lock_path(path) if lock is None else Path(lock).expanduser()
     sibling = _sibling(path) if max_slowdown is not None else None
     with Progress.of(progress) as bars:

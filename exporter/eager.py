@@ -16,7 +16,7 @@ from .capture.inputs import ExampleInput, Examples, examples_of
 from .capture.outputs import flatten_outputs
 from .capture.trace import slow_paths
 from .loaded import Loaded
-from .measuring import MakeContender, usable_threads
+from .measuring import MakeContender
 
 __all__ = ["Eager", "eager_contender"]
 
@@ -115,8 +115,7 @@ def eager_contender(loaded: Loaded, target: TargetName, *, compiled: bool = Fals
     on_gpu = target in ("cuda", "rocm") and torch.cuda.is_available() and loaded.kind == "module"
     device = "cuda" if on_gpu else "cpu"  # torch calls AMD's devices so too
 
-    def make(feeds: Mapping[str, np.ndarray], stack: ExitStack) -> Callable[[], None]:
-        threads = usable_threads()
+    def make(feeds: Mapping[str, np.ndarray], stack: ExitStack, threads: int) -> Callable[[], None]:
         return Eager(loaded).bound(feeds, stack, threads=threads, device=device, compiled=compiled)
 
     return make, f"torch-{device}" + (" compiled" if compiled else "")

@@ -61,7 +61,7 @@ def dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress)
     fused = fuse(model, resolved, options, progress)
     return Report(
         command="explain",
-        verdict="pass",
+        verdict="not-run",
         model=path.name,
         source=path.name,
         target=target,

@@ -176,7 +176,7 @@ def _runs_here(graph: Graph) -> bool:
 
 
 def _raise_if_asked(report: Report, options: Options) -> None:
-    if not options.raise_on_failure or report.verdict == "pass":
+    if not options.raise_on_failure or report.verdict == "pass" or (report.parity is None and report.latency is None):
         return
     worst = report.parity.worst if report.parity is not None else None
     said = f": {worst.output} at {worst.case} needs {worst.needed}" if worst is not None else ""

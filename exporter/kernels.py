@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from .. import custom_ops
 from ..custom_ops import Backend
@@ -58,6 +58,7 @@ class KernelTest:
     Attributes:
         verdict: "pass", "fail" or "not-run".
         cases: Cases that were run.
+        operators: Operator, by the start of its names, to how many of them are its.
         failed: Names of those outside their bound.
         worst: The largest error as a share of its bound.
         reason: Why it was not run.
@@ -65,6 +66,7 @@ class KernelTest:
 
     verdict: Literal["pass", "fail", "not-run"]
     cases: int = 0
+    operators: Mapping[str, int] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
     worst: float = 0.0
     reason: str | None = None
@@ -119,25 +121,68 @@ def _missing(backend: Backend) -> str | None:
     return None
 
 
+#: Runs one case: its operator's name, and a function of the session's options to the errors and what is granted.
+_Run = Callable[[Any], tuple[bool, Iterable[tuple[float, float]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A case of some operator's matrix: the operator, the case's name, the name of the node and how to run it."""
+
+    operator: str
+    name: str
+    op_type: str
+    run: _Run
+
+
 def _run_cases(backend: Backend, progress: bool) -> KernelTest:
     import onnxruntime
 
-    from ..custom_ops.flash_attention.cases import cases
-    from ..custom_ops.flash_attention.check import check_case
-
-    failed, worst, count = [], 0.0, 0
-    with Progress.of(progress) as bars, bars.stage(f"kernels: {backend}"):
-        for case in cases():
+    failed, worst = [], 0.0
+    count: dict[str, int] = {}
+    trials = _trials(backend)
+    with Progress.of(progress) as bars, bars.stage(f"kernels: {backend}") as stage:
+        stage.total(len(trials))
+        for trial in trials:
+            stage.advance(text=trial.name)
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4
-            custom_ops.register(options, _TARGETS[backend], only=[case.signature.op_type])
-            result = check_case(case, options, providers=[_PROVIDERS[backend]])
-            count += 1
-            if result.error > 0.0:
-                worst = max(worst, result.error / result.granted if result.granted else math.inf)
-            if not result.passed:
-                failed.append(case.name)
-    return KernelTest(verdict="fail" if failed else "pass", cases=count, failed=tuple(failed), worst=worst)
+            custom_ops.register(options, _TARGETS[backend], only=[trial.op_type])
+            passed, errors = trial.run(options)
+            count[trial.operator] = count.get(trial.operator, 0) + 1
+            shares = [error / granted if granted else math.inf for error, granted in errors if error > 0.0]
+            worst = max(worst, *shares, 0.0)
+            if not passed:
+                failed.append(f"{trial.operator}: {trial.name}")
+    verdict: Literal["pass", "fail"] = "fail" if failed else "pass"
+    return KernelTest(verdict=verdict, cases=sum(count.values()), operators=count, failed=tuple(failed), worst=worst)
+
+
+def _trials(backend: Backend) -> list[_Trial]:
+    """The case matrices of all operators that a backend has kernels for; those of norms run on the CPU alone."""
+    from ..custom_ops.flash_attention import cases as attention
+    from ..custom_ops.flash_attention import check as attention_check
+    from ..custom_ops.skip_normalization import cases as norms
+    from ..custom_ops.skip_normalization import check as norms_check
+
+    def attend(case: attention.Case) -> _Run:
+        def run(options: Any) -> tuple[bool, Iterable[tuple[float, float]]]:
+            found = attention_check.check_case(case, options, providers=[_PROVIDERS[backend]])
+            return found.passed, [(found.error, found.granted)]
+
+        return run
+
+    def normalise(case: norms.Case) -> _Run:
+        def run(options: Any) -> tuple[bool, Iterable[tuple[float, float]]]:
+            found = norms_check.check_case(case, options)
+            return found.passed, zip(found.errors, found.granted, strict=True)
+
+        return run
+
+    trials = [_Trial("FlashAttention", c.name, c.signature.op_type, attend(c)) for c in attention.cases()]
+    if backend == "cpu":
+        trials += [_Trial("SkipNormalization", c.name, c.signature.op_type, normalise(c)) for c in norms.cases()]
+    return trials
 
 
 def build_kernels(backend: Backend = "cpu") -> Kernels:

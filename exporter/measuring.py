@@ -44,8 +44,8 @@ __all__ = [
 #: Granted difference, relative to the largest reference value of each output.
 TOLERANCE = 1e-4
 
-#: Makes a contender on fixed inputs; what it opened is closed with the stack.
-MakeContender = Callable[[Mapping[str, np.ndarray], ExitStack], Callable[[], None]]
+#: Makes a contender on fixed inputs with so many threads; what it opened is closed with the stack.
+MakeContender = Callable[[Mapping[str, np.ndarray], ExitStack, int], Callable[[], None]]
 
 #: Bytes that a contender takes on these inputs with so many threads.
 Footprint = Callable[[Mapping[str, np.ndarray], int], int | None]
@@ -183,7 +183,7 @@ def measure_latency(
         contenders: dict[str, Callable[[], None]] = {}
         providers: dict[str, str] = {}
         for name, (make, provider) in (others or {}).items():
-            contenders[name], providers[name] = make(case.feeds, stack), provider
+            contenders[name], providers[name] = make(case.feeds, stack, count), provider
         for name, session in sessions.items():
             provider = session.get_providers()[0]
             device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"

@@ -17,7 +17,7 @@ from .invariants import checker_breach
 from .onnx_screen import screen
 from .options import MIN_OPSET
 
-__all__ = ["check_standard", "lift_opset", "open_file", "read_model"]
+__all__ = ["check_standard", "lift_opset", "open_file", "read_model", "require_file"]
 
 #: What a file looks like that is not ONNX but is often taken for it.
 _MAGIC: Final[dict[bytes, str]] = {
@@ -55,10 +55,7 @@ def open_file(path: Path) -> ir.Model:
     Raises:
         InputError: if it is missing, no ONNX, truncated, or its weights file is missing or short.
     """
-    if path.is_dir():
-        raise InputError(f"'{path}' is a folder, not an ONNX file", hint="name the .onnx file inside it")
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'", hint="check the path")
+    require_file(path)
     try:
         with _hushed():
             model = ir.load(path)
@@ -74,6 +71,18 @@ def open_file(path: Path) -> ir.Model:
         raise _unreadable(path)
     screen(model, path)
     return model
+
+
+def require_file(path: Path) -> None:
+    """See to it that a model is there at all, before anything that belongs to it is looked for.
+
+    Raises:
+        InputError: if there is a folder, or nothing.
+    """
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder, not an ONNX file", hint="name the .onnx file inside it")
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}'", hint="check the path")
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def _problems(model: ir.Model) -> Iterator[str]:
     yield from _interface(model.graph)
     for graph in model.graphs():
         yield from _loose_ends(graph)
+        yield from _same_names(graph)
     yield from _order(model.graph)
     yield from _recursion(model)
 
@@ -88,6 +89,21 @@ def _loose_ends(graph: ir.Graph) -> Iterator[str]:
     for value in graph.outputs:
         if not _made(value):
             yield f"output '{value.name}' is made by nothing"
+
+
+def _same_names(graph: ir.Graph) -> Iterator[str]:
+    """onnxruntime loads no graph in which two nodes share a name; nodes without one are no matter."""
+    seen: dict[str, ir.Node] = {}
+    for node in graph:
+        if not node.name:
+            continue
+        first = seen.setdefault(node.name, node)
+        if first is not node:
+            made = (first.outputs[0].name, node.outputs[0].name) if first.outputs and node.outputs else ("?", "?")
+            yield (
+                f"two nodes are called '{node.name}': the {first.op_type} that makes '{made[0]}' and the "
+                f"{node.op_type} that makes '{made[1]}'"
+            )
 
 
 def _made(value: ir.Value) -> bool:

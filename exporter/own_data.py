@@ -68,5 +68,11 @@ def _case(name: str, arrays: Mapping[str, Any], specs: Sequence[InputSpec]) -> C
                 f"{len(spec.shape)} axes",
                 hint="save it with the dtype and axes of the model's input; nothing is cast",
             )
+        if any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape, found.shape, strict=True)):
+            axes = ", ".join(str(dim) for dim in spec.shape)
+            raise InputError(
+                f"{spec.name} of {name} is {list(found.shape)}, the model takes [{axes}]",
+                hint="an axis that is a number in the model has that size; export with a name for it where it varies",
+            )
     masks = tuple(feeds[s.name] != 0 for s in specs if s.role == "attention-mask" and feeds[s.name].ndim == 2)
     return Case(name=name, feeds=feeds, masks=masks)

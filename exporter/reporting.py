@@ -17,15 +17,17 @@ from .options import Options
 __all__ = ["NOT_ASKED", "make_report", "properties_of", "report_on_file", "total_verdict"]
 
 #: Why a check did not run, when the user switched it off.
-NOT_ASKED: Mapping[str, str] = {"validate": "switched off (--no-validate)", "bench": "not asked for"}
+NOT_ASKED: Mapping[str, str] = {"validate": "switched off (--no-validate)", "bench": "switched off (--no-bench)"}
 
 #: Packages that decide what a graph looks like; their versions are written into it.
 _MAKERS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime", "transformers")
 
 
 def total_verdict(parity: ParityReport | None, latency: LatencyReport | None) -> Verdict:
-    """The verdict of a whole run: a failure wins, then what could not be decided."""
+    """The verdict of a whole run: a failure wins, then what could not be decided; "not-run" where nothing was held."""
     verdicts = [part.verdict for part in (parity, latency) if part is not None]
+    if not verdicts:
+        return "not-run"
     if "fail" in verdicts:
         return "fail"
     return "inconclusive" if "inconclusive" in verdicts or "not-run" in verdicts else "pass"
@@ -98,7 +100,7 @@ def report_on_file(
     culprit: Culprit | None = None,
     stages: Sequence[Stage],
 ) -> Report:
-    """The report of a validate or a bench run, which measures a file and writes none."""
+    """The report of a validate or a bench run, which measures a file and makes none."""
     done = {"validate": parity, "bench": latency}
     return Report(
         command=command,

@@ -93,7 +93,8 @@ def _show_kernels(found: Kernels, out: Console) -> None:
 
 def _show_kernels_test(found: KernelsTest, out: Console) -> None:
     for backend, test in found.backends.items():
-        said = test.reason or f"{test.cases} cases, the worst error is {test.worst:.0%} of its bound"
+        cases = ", ".join(f"{count} cases of {operator}" for operator, count in test.operators.items())
+        said = test.reason or f"{cases}; the worst error is {test.worst:.0%} of its bound"
         _line(out, f"  {backend:<5} {test.verdict}: {said}", style="red" if test.verdict == "fail" else "")
         for name in test.failed:
             _line(out, f"        {name}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import InputError
 from ..runtime.feeds import Case
 from ..runtime.files import atomic_write
+from ..runtime.parity import ALL_OUTPUTS
 from ..runtime.progress import Progress
-from ..runtime.report import Culprit, Report
+from ..runtime.report import Culprit, ParityReport, Report
 from ..runtime.target import TargetName
 from .against import Subject, open_source, open_subject
 from .artifact import FileNames
@@ -39,6 +43,9 @@ def validate(
 ) -> Report:
     """Compare an ONNX file with what it was made from.
 
+    Where results differ and the unfused graph lies beside the file, a minimal model that shows it is written there too,
+    X.bisect.onnx with X.bisect.npz; both are taken away when results agree again.
+
     Args:
         model: The ONNX file.
         against: The source: whatever :func:`deployml.export` takes, or an ONNX file.
@@ -67,9 +74,28 @@ def validate(
             cases = own or parity_cases(source.specs, traced=source.traced)
             reference = source.reference()
             parity = measure_parity(subject.graph, None, reference, cases, bars)
+            parity = parity if own is None else _all_run(parity)
             case = failing_case(parity, cases) if parity.verdict == "fail" else None
             culprit = None if case is None else _culprit(subject, reference, case, bars)
+        if parity.verdict == "pass":
+            _forget_culprit(subject)
         return report_on_file("validate", subject, source, parity=parity, culprit=culprit, stages=bars.stages)
+
+
+def _all_run(parity: ParityReport) -> ParityReport:
+    """A user's own inputs are all meant to be compared: each that was not is named, and leaves the verdict open."""
+    skipped = [c for c in parity.comparisons if c.output == ALL_OUTPUTS and c.verdict == "not-run"]
+    notes = tuple(f"{c.case} was not compared: {c.note}" for c in skipped)
+    verdict = "inconclusive" if skipped and parity.verdict == "pass" else parity.verdict
+    return replace(parity, verdict=verdict, notes=(*parity.notes, *notes))
+
+
+def _forget_culprit(subject: Subject) -> None:
+    """Take the minimal model of an earlier failure away; where nothing can be removed it stays, and is no fault."""
+    names = FileNames(subject.graph.path.name)
+    for name in (names.bisect, names.bisect_inputs):
+        with suppress(OSError):
+            subject.graph.path.with_name(name).unlink(missing_ok=True)
 
 
 def _culprit(subject: Subject, reference: Reference, case: Case, progress: Progress) -> Culprit | None:
@@ -79,4 +105,8 @@ def _culprit(subject: Subject, reference: Reference, case: Case, progress: Progr
     if evidence is None:
         return None
     path = subject.graph.path
-    return evidence.write(FileNames(path.name), lambda name, data: atomic_write(path.with_name(name), data))
+    try:
+        return evidence.write(FileNames(path.name), lambda name, data: atomic_write(path.with_name(name), data))
+    except InputError as error:  # the verdict counts, with or without a model that shows it
+        said = "; ".join(note for note in (evidence.culprit.note, f"no minimal model: {error.message}") if note)
+        return replace(evidence.culprit, note=said)

@@ -16,10 +16,10 @@ from ..runtime.memory import human_bytes
 from .artifact import FileNames
 from .options import ExternalData
 
-__all__ = ["EMBED_LIMIT", "stamp", "weight_bytes", "write_models"]
+__all__ = ["stamp", "weight_bytes", "write_models"]
 
 #: Weights above this many bytes go to a file of their own; both graphs read it, where embedding would write them twice.
-EMBED_LIMIT: Final = 128 << 20
+_EMBED_LIMIT: Final = 128 << 20
 #: protobuf's limit of a message, less some room for the graph.
 _PROTOBUF_LIMIT: Final = (2 << 30) - (16 << 20)
 #: Tensors up to this many bytes stay in the model file: shapes and scalars are read with the graph.
@@ -27,6 +27,7 @@ _SMALL: Final = 1024
 
 #: IR version that came with each opset (onnx's release table). Older ones have no node metadata.
 _IR_VERSIONS: Final[dict[int, int]] = {20: 10, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+
 
 def stamp(model: ir.Model, *, properties: dict[str, str]) -> None:
     """Sign a model, in place: producer, IR version for its opset, ``properties`` with sorted keys as metadata."""
@@ -71,7 +72,7 @@ def write_models(
     graphs = [(names.model, model)] + ([(names.unfused, unfused)] if unfused is not None else [])
     roles = {"model": names.model}
     models = [m for _, m in graphs]
-    apart = external_data == "always" or (external_data == "auto" and size > EMBED_LIMIT)
+    apart = external_data == "always" or (external_data == "auto" and size > _EMBED_LIMIT)
     with _placed(models, staging.folder, names.data if apart else None) as written:
         _write(staging, graphs)
     if written:

@@ -30,7 +30,7 @@ try:
 except ImportError:  # Windows: without locks an abandoned folder is told by its seal alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Staging", "atomic_write", "check_apart", "check_writable", "recover", "same_place"]
+__all__ = ["Staging", "append_text", "atomic_write", "check_apart", "check_writable", "recover", "same_place"]
 
 _SEAL: Final = "PLAN.json"
 _LOCK: Final = "LOCK"
@@ -39,17 +39,18 @@ _GRACE_SECONDS: Final = 600.0
 
 #: What an OSError number means to the user and what to do about it.
 _FAULTS: Final[dict[int, tuple[str, str]]] = {
-    errno.ENOSPC: ("the disk is full", "free some space or choose another folder with -o"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another folder with -o"),
+    errno.ENOSPC: ("the disk is full", "free some space or choose another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another folder"),
     errno.EFBIG: ("the file would be larger than allowed here", "raise the limit (ulimit -f) or choose another folder"),
-    errno.EROFS: ("the file system is read-only", "choose another folder with -o"),
-    errno.EACCES: ("no permission to write there", "change the permissions or choose another folder with -o"),
-    errno.EPERM: ("no permission to write there", "change the permissions or choose another folder with -o"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another folder with -o"),
-    errno.EEXIST: ("a part of the path is a file, not a folder", "choose another folder with -o"),
-    errno.EISDIR: ("there is a folder of that name", "choose another file name with -o"),
-    errno.ENAMETOOLONG: ("the file name is too long", "choose a shorter name with -o"),
-    errno.EIO: ("the disk reported an error", "check the disk or choose another folder with -o"),
+    errno.EROFS: ("the file system is read-only", "choose another folder"),
+    errno.EACCES: ("no permission to write there", "change the permissions or choose another folder"),
+    errno.EPERM: ("no permission to write there", "change the permissions or choose another folder"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another folder"),
+    errno.ENOENT: ("there is no such folder, and none can be made there", "choose another folder"),
+    errno.EEXIST: ("a part of the path is a file, not a folder", "choose another folder"),
+    errno.EISDIR: ("there is a folder of that name", "choose another file name"),
+    errno.ENAMETOOLONG: ("the file name is too long", "choose a shorter name"),
+    errno.EIO: ("the disk reported an error", "check the disk or choose another folder"),
 }
 
 
@@ -76,6 +77,17 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
                 os.unlink(name)
             raise
         _sync_folder(path.parent)
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Add ``text`` to the end of a file that others write to as well; what UTF-8 cannot hold is escaped.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    path = Path(path)
+    with _plain_faults(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
 
 
 def check_writable(model: str | Path) -> None:

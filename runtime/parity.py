@@ -17,10 +17,10 @@ from .feeds import Case
 from .report import Comparison, ParityReport, Verdict
 from .sensitivity import Reactions
 
-__all__ = ["agrees", "validate"]
+__all__ = ["ALL_OUTPUTS", "agrees", "validate"]
 
 #: Stands for "no single output" in a comparison that concerns a whole case.
-_ALL_OUTPUTS: Final = "*"
+ALL_OUTPUTS: Final = "*"
 
 
 def validate(
@@ -143,7 +143,7 @@ class _Trial:
     def _whole(self, case: Case, verdict: Verdict, note: str) -> Comparison:
         return Comparison(
             case=case.name,
-            output=_ALL_OUTPUTS,
+            output=ALL_OUTPUTS,
             shape=(),
             needed=None,
             granted=self.tolerance,

@@ -358,7 +358,8 @@ class Report:
 
     Attributes:
         command: "export", "optimize", "validate" or "bench".
-        verdict: "fail" when any verdict inside failed, else "inconclusive" or "pass".
+        verdict: "fail" when any verdict inside failed, else "inconclusive" or "pass"; "not-run" where neither parity
+            nor latency was asked for.
         model: Name of the produced model file (no folder).
         source: What it was made from, as a name without a folder.
         target: "cpu", "cuda", "rocm" or "portable".

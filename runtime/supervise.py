@@ -12,10 +12,12 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any, Final
 
 from . import crumbs
 from .errors import ToolchainError
+from .failures import fail
 from .files import recover
 
 __all__ = ["child", "supervised"]
@@ -37,6 +40,8 @@ _BOOT: Final = (
 _CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
 _FORWARDED: Final = ("SIGTERM", "SIGHUP")
 _PR_SET_PDEATHSIG: Final = 1
+#: Two interrupts within so many seconds are one.
+_ONE_INTERRUPT: Final = 0.5
 #: Whose code is at fault where the topmost frames lie in it.
 _SUSPECTS: Final = ("onnxruntime", "onnxsim", "torch", "onnx")
 
@@ -59,10 +64,15 @@ def supervised(module: str, function: str, arguments: Sequence[str]) -> int:
     with os.fdopen(reader, "rb") as pipe:
         try:
             os.set_blocking(writer, False)  # crumbs that nobody reads must not stop the work
+            _hold_interrupts()  # the other process begins so too: it hears none before it can answer
             process = _start(module, function, arguments, writer)
+        except OSError as error:  # no memory for another process, or none allowed
+            _hear_interrupts()
+            return _unwatched(module, function, arguments, error)
         finally:
             os.close(writer)
         with _signals_passed_on(process):
+            _hear_interrupts()
             status = process.wait()
         os.set_blocking(reader, False)  # some helper of the child may still hold the other end
         said = pipe.read() or b""
@@ -78,12 +88,53 @@ def child(descriptor: str, module: str, function: str, *arguments: str) -> None:
         crumbs.send_to(fd)
         faulthandler.enable(fd)
     sys.argv[:] = ["deployml", *arguments]
-    status = getattr(importlib.import_module(module), function)(list(arguments))
+    work = getattr(importlib.import_module(module), function)
+    try:
+        _answer_once()
+        _hear_interrupts()
+        status = work(list(arguments))
+    except KeyboardInterrupt as error:  # before the command itself could say so
+        status = fail(error, arguments)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     crumbs.drop("end", str(status))
     sys.exit(status)
+
+
+def _unwatched(module: str, function: str, arguments: Sequence[str], error: OSError) -> int:
+    """Do the work in this process where the system gives no other: unwatched is better than not at all."""
+    reason = error.strerror or type(error).__name__
+    print(f"note: no process of its own for the command ({reason}): a crash ends it without a word", file=sys.stderr)
+    status: int = getattr(importlib.import_module(module), function)(list(arguments))
+    return status
+
+
+def _hold_interrupts() -> None:
+    """Keep a Ctrl-C for later, here and in processes started from here."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _hear_interrupts() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _answer_once() -> None:
+    """Take one Ctrl-C that comes twice, to the group and passed on by the watcher, for one; a later one counts anew."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    heard = -math.inf
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        del number, frame
+        before, heard = heard, time.monotonic()
+        if heard - before > _ONE_INTERRUPT:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, answer)
 
 
 def _start(module: str, function: str, arguments: Sequence[str], writer: int) -> subprocess.Popen[bytes]:

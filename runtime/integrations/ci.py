@@ -7,11 +7,24 @@ import sys
 from pathlib import Path
 
 from ..drift import CheckReport
-from ..files import atomic_write
+from ..files import atomic_write, check_writable
 from .github import annotations, append_summary
 from .junit import to_junit
 
-__all__ = ["tell"]
+__all__ = ["check_places", "tell"]
+
+
+def check_places(*, junit: Path | None = None, github: bool = False) -> None:
+    """See to it, before a check begins, that :func:`tell` can write where it will be asked to.
+
+    Raises:
+        InputError: if a file cannot be written.
+    """
+    if junit is not None:
+        check_writable(junit)
+    page = os.environ.get("GITHUB_STEP_SUMMARY") if github else None
+    if page:
+        check_writable(page)
 
 
 def tell(report: CheckReport, *, junit: Path | None = None, github: bool = False) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ..drift import CheckReport, Finding
+from ..files import append_text
 from ..report import Verdict
 
 __all__ = ["annotations", "append_summary", "summary"]
@@ -39,9 +40,12 @@ def summary(report: CheckReport) -> str:
 
 
 def append_summary(report: CheckReport, path: Path) -> None:
-    """Append :func:`summary` to the file that the runner names; other steps write there too."""
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(summary(report))
+    """Append :func:`summary` to the file that the runner names; other steps write there too.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    append_text(path, summary(report))
 
 
 def _command(report: CheckReport, finding: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 
@@ -135,12 +136,13 @@ def test_doctor_and_kernels(deployml_command):
     assert set(json.loads(deployml_command("kernels", "--json").out)["libraries"]) == {"cpu", "cuda", "hip"}
 
 
-def test_kernels_test_runs_the_matrix_or_says_why_not(deployml_command, monkeypatch):
-    from deployml.custom_ops.flash_attention import cases as matrix
-    from deployml.custom_ops.flash_attention import check
+def test_kernels_test_runs_every_matrix_or_says_why_not(deployml_command, monkeypatch):
+    from deployml.custom_ops.flash_attention import cases as attention
+    from deployml.custom_ops.skip_normalization import cases as norms
 
-    some = matrix.cases()[::60]
-    monkeypatch.setattr(matrix, "cases", lambda: some)
+    some, others = attention.cases()[::60], norms.cases()[::10]
+    monkeypatch.setattr(attention, "cases", lambda: some)
+    monkeypatch.setattr(norms, "cases", lambda: others)
     ran = deployml_command("kernels", "test", "--json")
     found = json.loads(ran.out)
     cpu, hip = found["backends"]["cpu"], found["backends"]["hip"]
@@ -148,11 +150,30 @@ def test_kernels_test_runs_the_matrix_or_says_why_not(deployml_command, monkeypa
     if library_path("cpu") is None:
         assert cpu["verdict"] == "not-run" and ran.status == 0
         return
-    assert (cpu["verdict"], cpu["cases"], cpu["failed"], ran.status) == ("pass", len(some), [], 0)
+    assert (cpu["verdict"], cpu["cases"], cpu["failed"], ran.status) == ("pass", len(some) + len(others), [], 0)
+    assert cpu["operators"] == {"FlashAttention": len(some), "SkipNormalization": len(others)}
     assert 0 < cpu["worst"] <= 1
-    monkeypatch.setattr(check, "bound", lambda case, inputs: 0.0)
+
+
+@pytest.mark.skipif(library_path("cpu") is None, reason="not run: the CPU library is not built")
+@pytest.mark.parametrize("operator", ["flash_attention", "skip_normalization"])
+def test_kernels_test_fails_with_either_operator(deployml_command, monkeypatch, operator):
+    found = {}
+    for name in ("flash_attention", "skip_normalization"):
+        matrix = importlib.import_module(f"deployml.custom_ops.{name}.cases")
+        found[name] = matrix.cases()[:2]
+        monkeypatch.setattr(matrix, "cases", lambda _some=found[name]: _some)
+    check = importlib.import_module(f"deployml.custom_ops.{operator}.check")
+    grant = check.bound
+    monkeypatch.setattr(check, "bound", lambda case, inputs: _nothing(grant(case, inputs)))
     ran = deployml_command("kernels", "test", "--backend", "cpu")
-    assert ran.status == 1 and "cpu   fail" in ran.out and some[-1].name in ran.out
+    assert ran.status == 1 and "cpu   fail" in ran.out
+    told = {name: f"{name.title().replace('_', '')}: {some[-1].name}" in ran.out for name, some in found.items()}
+    assert told == {name: name == operator for name in found}
+
+
+def _nothing(granted):
+    return tuple(0.0 for _ in granted) if isinstance(granted, tuple) else 0.0
 
 
 def test_ops_path_is_one_line_or_an_error(deployml_command):
@@ -188,6 +209,7 @@ def test_errors_become_exit_codes(deployml_command, exported, monkeypatch, tmp_p
         ran = deployml_command("bench", exported)
         assert ran.status == status
         assert ("Traceback" in ran.err) == (status == 70)
+        assert ("interrupted; no file was changed" in ran.err) == (status == 130)
     bundles = sorted(tmp_path.glob("deployml-bug-*"))
     assert len(bundles) == 2
     assert "broke" in (bundles[0] / "traceback.txt").read_text()

@@ -35,7 +35,7 @@ def test_json_is_the_report_and_nothing_else(deployml_command, encoder, tmp_path
     assert ran.status == 0, ran.err
     assert ran.out == (tmp_path / "x.report.json").read_text()
     assert json.loads(ran.out)["schema"].startswith("1.")
-    assert json.loads(ran.out)["not_run"] == {"bench": "not asked for"}
+    assert json.loads(ran.out)["not_run"] == {"bench": "switched off (--no-bench)"}
 
 
 def test_skipped_checks_are_said(deployml_command, encoder, tmp_path):
@@ -43,7 +43,7 @@ def test_skipped_checks_are_said(deployml_command, encoder, tmp_path):
     assert ran.status == 0, ran.err
     report = json.loads((tmp_path / "x.report.json").read_text())
     assert report["parity"] is None and set(report["not_run"]) == {"bench", "validate"}
-    assert "Not run" in ran.out
+    assert report["verdict"] == "not-run" and ran.out.startswith("NOT RUN") and "Not run" in ran.out
 
 
 def test_unfused_export(deployml_command, encoder, tmp_path):

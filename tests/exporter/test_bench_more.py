@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
+import deployml
 from deployml.exporter.sweeping import parse_sweep
 from deployml.runtime.errors import InputError
 
@@ -32,7 +34,8 @@ def test_more_contenders_sizes_memory_and_a_page(deployml_command, exported, tmp
     assert ran.status == 0, ran.err
     latency = json.loads(ran.out)["latency"]
     assert [c["name"] for c in latency["contenders"]] == ["unfused", "fused", "other"]
-    assert all(c["peak_memory"] is None or c["peak_memory"] >= 0 for c in latency["contenders"])
+    held = [c["peak_memory"] for c in latency["contenders"]]
+    assert all((size is None) == (not sys.platform.startswith("linux")) and (size or 1) > 0 for size in held)
     assert [p["sizes"] for p in latency["sweep"]] == [{"batch": 1}, {"batch": 2}]
     assert set(latency["sweep"][1]["medians"]) == {"unfused", "fused", "other"}
     attention = [n for n in latency["profile"]["nodes"] if "Attention" in n["op"]]
@@ -41,6 +44,26 @@ def test_more_contenders_sizes_memory_and_a_page(deployml_command, exported, tmp
     too_busy = any("too busy" in note for note in latency["notes"])
     assert (latency["mfu"] is None) == too_busy and (too_busy or 0 < latency["mfu"] <= 1)
     assert "Where the time goes" in (tmp_path / "b.html").read_text()
+
+
+def test_a_contender_takes_no_name_that_deployml_gives(exported, tmp_path):
+    for name in ("source", "compiled"):
+        (tmp_path / f"{name}.onnx").write_bytes(exported.with_name("encoder.unfused.onnx").read_bytes())
+    more = [tmp_path / "source.onnx", tmp_path / "compiled.onnx"]
+    source = exported.with_name("encoder.unfused.onnx")
+    found = deployml.bench(exported, against=source, contenders=more, seconds=0.3, threads=1).latency
+    assert [c.name for c in found.contenders] == ["source", "unfused", "fused", *map(str, more)]
+
+
+def test_eager_runs_on_the_threads_asked_for(exported, encoder, monkeypatch):
+    import torch
+
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    before = torch.get_num_threads()
+    options = {"inputs": encoder.options[4::2], "factory": encoder.options[2], "seconds": 0.3}
+    deployml.bench(exported, against=encoder.weights, threads=1, **options)
+    assert seen == [1, before]
 
 
 def test_what_cannot_be_timed_is_refused_before_anything_slow(deployml_command, exported, encoder, tmp_path):

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
+from onnx import parser
 
 import deployml
+from deployml.runtime.errors import InputError
+
+FIXED = """
+<ir_version: 10, opset_import: ["": 21]> g (float[2, 8] x) => (float[2, 8] y) { y = Relu(x) }
+"""
 
 
 def inputs(batch, length, *, dtype=np.int64):
@@ -50,6 +57,21 @@ def test_what_does_not_fit_names_the_file(deployml_command, exported, tmp_path, 
     sibling = exported.with_name("encoder.unfused.onnx")
     ran = deployml_command("validate", exported, "--against", sibling, "--data", tmp_path)
     assert ran.status == 2 and "mine.npz" in ran.err and words in ran.err
+
+
+def test_a_fixed_axis_of_another_size_names_file_and_axis(tmp_path):
+    model = parser.parse_model(FIXED)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"x of data 0 is \[3, 8\], the model takes \[2, 8\]"):
+        deployml.validate(tmp_path / "m.onnx", against=tmp_path / "m.onnx", data=[{"x": np.ones((3, 8), np.float32)}])
+
+
+def test_inputs_of_ones_own_that_the_reference_cannot_run_leave_the_verdict_open(exported):
+    sibling = exported.with_name("encoder.unfused.onnx")
+    beyond = {**inputs(1, 3), "input_ids": np.full((1, 3), 77, np.int64)}  # the table has 50 rows
+    found = deployml.validate(exported, against=sibling, data=[inputs(2, 5), beyond])
+    assert found.verdict == "inconclusive"
+    assert [note for note in found.parity.notes if note.startswith("data 1 was not compared: the reference")]
 
 
 def test_an_empty_folder_is_no_comparison(deployml_command, exported, tmp_path):

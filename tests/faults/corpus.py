@@ -271,6 +271,7 @@ BROKEN: dict[str, Maker] = {
     "dangling input": _changed(_dangling),
     "output nobody makes": _changed(_no_such_output),
     "one value made twice": _changed(_same_output_twice),
+    "two nodes of one name": _changed(lambda m: setattr(m.graph.node[0], "name", "act")),
     "operator without a name": _changed(_operator("", "")),
     "node without an output": _changed(lambda m: m.graph.node.add(op_type="MatMul", name="idle", input=["x", "w"])),
     "weights file missing": _changed(_external(location="weights.bin")),

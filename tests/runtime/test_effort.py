@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -97,7 +98,7 @@ def test_memory_is_measured_in_another_process(tmp_path):
     onnx.save(big, tmp_path / "big.onnx")
     feeds = {"x": np.ones((4, 2048), np.float32), "w": np.ones((2048, 2048), np.float32)}
     found = footprint(tmp_path / "big.onnx", "cpu", (), feeds, threads=1)
-    assert found is None or found > 1 << 20
+    assert (found is None) == (not sys.platform.startswith("linux")) and (found is None or found > 1 << 20)
     with pytest.raises(InputError, match="there is no file"):
         footprint(tmp_path / "none.onnx", "cpu", (), feeds, threads=1)
 

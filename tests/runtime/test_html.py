@@ -109,7 +109,7 @@ REPORT = Report(
     latency=LATENCY,
     assumptions={"fully-masked-rows": "Rows without any key may differ."},
     warnings=("a warning",),
-    not_run={"bench": "not asked for"},
+    not_run={"bench": "switched off (--no-bench)"},
     files={"model": "X.onnx"},
     stages=(Stage(name="capture", seconds=3.25, peak_rss=3 << 30),),
 )
@@ -188,7 +188,7 @@ def test_everything_of_the_report_is_there():
         "19.6%",
         "fully-masked-rows",
         "a warning",
-        "not asked for",
+        "switched off (--no-bench)",
         "1.23.2",
         "3.0 GiB",
         "Before: 3 operators (2 more are not drawn)",

@@ -1,5 +1,7 @@
 """A watched process: what it returns comes back, and its death is one message that names the stage."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployml.runtime import crumbs
+from deployml.runtime import crumbs, supervise
 from deployml.runtime.errors import ToolchainError
 from deployml.runtime.supervise import supervised
 
@@ -97,6 +99,44 @@ def test_who_watches_and_who_works_end_together(tmp_path, number, status):
     watcher.send_signal(number)
     assert watcher.wait(30) == status
     assert _gone(pid)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="not run: needs POSIX signals")
+def test_an_interrupt_of_the_group_is_answered_once(tmp_path):
+    code = f"import sys; sys.path[:] = {sys.path!r}; from deployml.runtime.supervise import supervised; "
+    code += f"sys.exit(supervised({COMMANDS!r}, 'waits', [{str(tmp_path / 'pid')!r}]))"
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    watcher = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, text=True, **streams)
+    for _ in range(300):
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+            break
+        time.sleep(0.1)
+    os.killpg(watcher.pid, signal.SIGINT)
+    assert watcher.communicate(timeout=30) == ("", "interrupted; no file was changed\n")
+    assert watcher.returncode == 130
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="not run: needs POSIX signals")
+def test_an_interrupt_before_the_command_began_is_answered(monkeypatch, capfd):
+    start = supervise._start
+
+    def interrupted(*arguments):
+        process = start(*arguments)
+        process.send_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(supervise, "_start", interrupted)
+    assert supervised(COMMANDS, "waits", [os.devnull]) == 130
+    assert capfd.readouterr().err == "interrupted; no file was changed\n"
+
+
+def test_where_no_process_can_be_started_the_work_is_done_in_this_one(monkeypatch, capfd):
+    def refused(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    assert supervised(COMMANDS, "ends", ["3"]) == 3
+    assert "no process of its own" in capfd.readouterr().err
 
 
 def test_crumbs_go_nowhere_unless_asked_for(capfd):

@@ -91,7 +91,8 @@ class EinsumProduct(Rule):
         if set(result) != set(batch + free_left + free_right):
             raise Declined("einsum-shape", f"'{equation}' has a letter in its result alone", at=node)
         row = _row(free_left, left if _weighs(first) else result)
-        leading = "".join(c for c in result if c in batch or (c in free_left and c != row))
+        outer = [c for c in result if c in batch or (c in free_left and c != row)]
+        leading = "".join(sorted(outer, key=lambda c: _is_fixed(first, left.index(c))))  # batch, then heads
         return Facts(
             node,
             first,
@@ -120,6 +121,10 @@ def _only(term: str, other: str, result: str) -> str:
 def _row(free: str, order: str) -> str:
     """The letter of the rows: the last free one of the scores. The others go with the batch."""
     return max(free, key=order.index)
+
+
+def _is_fixed(value: ir.Value, axis: int) -> bool:
+    return isinstance((dims(value) or (None,) * (axis + 1))[axis], int)
 
 
 def _weighs(value: ir.Value, steps: int = 6) -> bool:
@@ -186,6 +191,11 @@ EinsumProduct.examples = (
         text=_text("bqgrd,bkgd->bgrqk", "float[B,S,2,3,16] a, float[B,T,2,16] b", "B,2,3,S,T"),
         fires=1,
         emits={"MatMul": 1, "Unsqueeze": 1},
+    ),
+    Example(
+        text=_text("bqhd,bkhd->hbqk", "float[B,S,4,16] a, float[B,T,4,16] b", "4,B,S,T"),
+        fires=1,
+        emits={"MatMul": 1, "Transpose": 3},
     ),
     Example(
         text=_text("bsd,dnh->bsnh", "float[B,S,64] a, float[64,4,16] b", "B,S,4,16"),

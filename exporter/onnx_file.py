@@ -12,6 +12,7 @@ from typing import Any, Final
 import onnx
 import onnx_ir as ir
 
+from ..passes.cleanup.infer import without_invented
 from ..runtime.errors import InputError, UnsupportedError
 from .invariants import checker_breach
 from .onnx_screen import screen
@@ -131,6 +132,8 @@ def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
             f"the model cannot be converted from opset {have} to {goal}: {error}",
             hint=f"export it anew with opset {goal}",
         ) from error
+    for value in (v for node in model.graph.all_nodes() for v in node.outputs):  # onnx's converter makes names up
+        value.shape = without_invented(value.shape)
     for value, shape, kind in signature:
         value.shape, value.type = shape, kind
     if model.graph.opset_imports[""] != goal:

@@ -16,7 +16,7 @@ from .notable import Ids, notable, takes_ids
 from .sizes import apply_ties, tied
 from .symbols import free_names, size_of
 
-__all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "plans", "random_feeds"]
+__all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "level_plans", "plans", "random_feeds"]
 
 #: Sizes given to symbols in order of appearance: odd, prime, unequal; every place gets a large and a small one.
 SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
@@ -25,6 +25,9 @@ SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
 _EMPTY, _LENGTHS = 4, 3
 #: Rows of the batch in the one case that shows many padding patterns: several of each kind.
 _MANY: Final = 24
+
+#: Size of symbols that are all given one: larger than the integers that are taken for plain numbers.
+_LEVEL: Final = 4
 
 #: Integers between these two in a sub-graph may be windows, blocks or bucket counts: sizes must exceed them once.
 _SHORT: Final = 3
@@ -68,6 +71,15 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
         many = Plan(apply_ties(ties, _batched(values, _MANY)), 0)
         cases.extend(Plan(plan.sizes, 0, ids) for plan in (*cases[:1], many) if can_be(plan.sizes, dims))
     return cases
+
+
+def level_plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node]) -> list[Plan]:
+    """Cases in which all symbols have one size, and all but batches: what meets anywhere fits together."""
+    nodes = list(nodes)
+    ties, inner, names = tied(nodes, _symbols(values)), _inner(values), _symbols(values)
+    every = dict.fromkeys(names, _LEVEL)
+    apart = {name: _LEVEL if name in inner else _LEVEL - 1 for name in names}
+    return [Plan(apply_ties(ties, sizes), 0) for sizes in (apart, every)]
 
 
 def bind(values: Sequence[ir.Value], sizes: Sequence[int]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from ..runtime.target import Target
 from . import activations, attention, canonical, layout, norms, recurrence, rotary
 from .bodies import add_bodies
 from .cleanup import deduplicate, fold, infer_shapes, pack_weights, simplify
+from .cleanup.infer import forget_names, merged
 from .engine import Engine
 from .evaluate import Evaluator
 from .journal import Journal
@@ -78,6 +79,7 @@ def run(
     options = options or Options()
     hook: StageHook = stage or (lambda _: nullcontext())
     journal, steps = Journal(), Steps(watch)
+    declared = [value.shape for value in model.graph.outputs]
     whole = _Whole(Evaluator(configure), journal, steps)
     with hook("prepare"):
         whole.timed("name-nodes", model, common.NameFixPass())  # sites and refusals are told apart by name
@@ -117,7 +119,15 @@ def run(
             model = whole.simplify(model)
         whole.timed("dedupe", model, deduplicate)
         whole.timed("infer-shapes", model, infer_shapes)
+    _declare(model, declared)
     return Outcome(model, journal)
+
+
+def _declare(model: ir.Model, declared: Sequence[ir.Shape | None]) -> None:
+    """Let outputs say the dimensions their model declared: a rewrite may have found other names for them."""
+    for value, shape in zip(model.graph.outputs, declared, strict=True):
+        if shape is not None:
+            value.shape = merged(shape, value.shape)
 
 
 def baseline(model: ir.Model) -> ir.Model:
@@ -152,6 +162,8 @@ class _Whole:
         foreign = [f for f in model.functions.values() if f.domain != custom_ops.DOMAIN]
         if foreign:
             start, before = time.perf_counter(), model.graph.num_nodes()
+            for function in foreign:
+                forget_names(function)
             common.InlinePass(criteria=lambda f: f.domain != custom_ops.DOMAIN)(model)
             self._record("inline", start, before, model, None)
         return model

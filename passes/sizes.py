@@ -128,13 +128,13 @@ def _of_product(node: ir.Node) -> Iterator[list[Dim]]:
 
 
 def _of_attention(node: ir.Node) -> Iterator[list[Dim]]:
-    """The last two axes of mask and bias are those of queries and keys."""
+    """Mask and bias are broadcast to (batch, heads, queries, keys)."""
     site = canonical.read(node)
-    for value in (site.mask, site.bias):
-        shape = list(value.shape or ()) if value is not None else []
-        for dim, operand in zip(shape[-2:][::-1], (site.key, site.query), strict=False):
-            if operand.shape is not None and len(operand.shape) == 4:
-                yield [operand.shape[2], dim]
+    query, key = site.query.shape, site.key.shape
+    if query is None or key is None or len(query) != 4 or len(key) != 4:
+        return
+    shapes = [list(v.shape) for v in (site.mask, site.bias) if v is not None and v.shape is not None]
+    yield from _aligned([[query[0], query[1], query[2], key[2]], *shapes])
 
 
 def _of_letters(node: ir.Node) -> Iterator[list[Dim]]:

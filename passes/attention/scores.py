@@ -182,6 +182,8 @@ class _Walk:
     def _sub(self, node: ir.Node) -> ir.Value:
         left, right = _pair(node)
         if _is_one_column(right, left) and not self.softcap and self.sink is None:
+            if producer(right, "ReduceMax") is None:  # what forbids a row whole leaves the softmax without a number
+                self.assumptions.add("fully-masked-rows")
             return left  # one number a row changes no softmax: a maximum, say
         self._refuse_below_cap(node)
         if not leads_to_product(left):

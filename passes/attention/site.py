@@ -114,6 +114,10 @@ _HANDS_ON: Final = frozenset(
 )
 
 
+#: Operators behind which a mask is none any more. Whatever else there is may hand it on: Tile, Clip, Pad, ...
+_MIXES: Final = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "Softmax", "Sigmoid", "Tanh", "Exp", "Erf", "Gelu"})
+
+
 def _of_products(value: ir.Value) -> bool:
     """Whether a bias is made of products of what holds no infinity (SAM: queries times positions), and of constants."""
     waiting, seen = [value], {id(value)}
@@ -156,16 +160,24 @@ def _hands_on_no_mask(value: ir.Value) -> bool:
         node = value.producer()
         if node is None and (value.const_value is None or value.is_graph_input() or not _finite(value)):
             return False
-        operands = node.inputs if node is not None and node.op_type in _HANDS_ON else ()
+        if node is not None and node.op_type in ("Log", "Reciprocal"):  # they make infinities themselves
+            return False
+        operands = node.inputs if node is not None and not _mixes(node) else ()
         fresh = [v for v in operands if v is not None and id(v) not in seen]
         seen.update(map(id, fresh))
         waiting.extend(fresh)
     return True
 
 
+def _mixes(node: ir.Node) -> bool:
+    """Whether an operator's numbers are sums over many of its operands', or bounded: no mask comes through."""
+    return node.op_type in _MIXES or "Normalization" in node.op_type
+
+
 def _finite(value: ir.Value) -> bool:
+    """Whether a constant was read and holds no number that could stand for infinity."""
     array = constant(value)
-    return array is None or bool(np.all(np.isfinite(array.astype(np.float64)) & (np.abs(array) < 1e9)))
+    return array is not None and bool(np.all(np.isfinite(array.astype(np.float64)) & (np.abs(array) < 1e9)))
 
 
 def study(node: ir.Node) -> Site:

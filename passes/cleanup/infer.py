@@ -8,7 +8,7 @@ from .hush import hushed
 from .propagate import Propagation
 from .shape_rules import is_unknown
 
-__all__ = ["infer_shapes"]
+__all__ = ["forget_names", "infer_shapes", "merged", "without_invented"]
 
 
 def infer_shapes(model: ir.Model) -> int:
@@ -40,7 +40,7 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 def _keep(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) -> bool:
     """Put back what was known before onnx's inference. Returns whether something new remains."""
-    inferred, found = _without_invented(value.shape), value.dtype
+    inferred, found = without_invented(value.shape), value.dtype
     value.shape = inferred
     if dtype is not None and found != dtype:
         value.dtype = dtype
@@ -51,12 +51,19 @@ def _keep(value: ir.Value, dtype: ir.DataType | None, shape: ir.Shape | None) ->
     return before != after or (dtype is None and found is not None)
 
 
-def _without_invented(shape: ir.Shape | None) -> ir.Shape | None:
+def without_invented(shape: ir.Shape | None) -> ir.Shape | None:
     """Drop the symbols onnx makes up: another run may use the same ones for something else."""
     if shape is None:
         return None
     invented = [not isinstance(d, int) and str(d.value).startswith("unk__") for d in shape]
     return ir.Shape([None if drop else d for d, drop in zip(shape, invented, strict=True)]) if any(invented) else shape
+
+
+def forget_names(graph: ir.Graph | ir.Function) -> None:
+    """Drop the names of dimensions inside a function: they are its own, whatever a graph it goes into calls so."""
+    for value in [*graph.inputs, *(v for node in graph.all_nodes() for v in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
 
 
 def merged(first: ir.Shape, second: ir.Shape | None) -> ir.Shape:

@@ -1,31 +1,37 @@
-"""Concatenations of weights are stored, not computed: the parts are read when the model is written."""
+"""Weights put together or in another order are stored, not computed: they are read when the model is written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import attribute, remove_node
+from ..graph import attribute, constant, remove_node
 
 __all__ = ["pack_weights"]
 
 
 def pack_weights(model: ir.Model) -> int:
-    """Replace each Concat of initializers alone by one initializer, in place. No weight is read for it.
+    """Replace Concats of initializers alone, and Gathers of one by constant indices, by one initializer, in place.
+
+    No weight is read for it.
 
     Returns:
-        How many Concat nodes went.
+        How many nodes went.
     """
     graph, count = model.graph, 0
-    for node in [n for n in graph if n.op_type == "Concat" and n.domain == ""]:
+    for node in [n for n in graph if n.op_type in ("Concat", "Gather") and n.domain == ""]:
         parts = [v for v in node.inputs if v is not None]
         output = node.outputs[0]
         stored = all(v.is_initializer() and not v.is_graph_input() and v.const_value is not None for v in parts)
         if not stored or len(parts) != len(node.inputs) or output.is_graph_output():
             continue
-        packed = _packed(graph, parts, int(attribute(node, "axis")))
+        packed = (
+            _packed(graph, parts, int(attribute(node, "axis"))) if node.op_type == "Concat" else _taken(graph, node)
+        )
+        if packed is None:
+            continue
         ir.convenience.replace_all_uses_with(output, packed)
         remove_node(node)
         for part in parts:
@@ -42,16 +48,39 @@ def _packed(graph: ir.Graph, parts: Sequence[ir.Value], axis: int) -> ir.Value:
     axis %= len(first.shape)
     sizes = [int(t.shape[axis]) for t in tensors if t is not None]
     shape = ir.Shape([sum(sizes) if i == axis else int(d) for i, d in enumerate(first.shape)])
-    name, number = f"{parts[0].name}.packed", 0
-    while name in graph.initializers:
-        number += 1
-        name = f"{parts[0].name}.packed.{number}"
 
     def read() -> ir.TensorProtocol:
         joined = np.concatenate([t.numpy() for t in tensors if t is not None], axis=axis)
         return ir.tensor(joined, dtype=first.dtype)
 
-    tensor = ir.LazyTensor(read, dtype=first.dtype, shape=shape, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(first.dtype), shape=shape, const_value=tensor)
+    return _stored(graph, f"{parts[0].name}.packed", read, first.dtype, shape)
+
+
+def _taken(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+    """A weight with its rows or columns in another order; None where the weight stays in the graph as it was too."""
+    weight, index = node.inputs
+    assert weight is not None and weight.const_value is not None and index is not None
+    source, indices = weight.const_value, constant(index)
+    if indices is None or indices.ndim != 1 or len(weight.uses()) != 1:
+        return None
+    axis = int(attribute(node, "axis", 0)) % len(source.shape)
+    shape = ir.Shape([len(indices) if i == axis else int(d) for i, d in enumerate(source.shape)])
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(source.numpy().take(indices, axis=axis)), dtype=source.dtype)
+
+    return _stored(graph, f"{weight.name}.ordered", read, source.dtype, shape)
+
+
+def _stored(
+    graph: ir.Graph, wanted: str, read: Callable[[], ir.TensorProtocol], dtype: ir.DataType, shape: ir.Shape
+) -> ir.Value:
+    """A new initializer that is computed when it is read."""
+    name, number = wanted, 0
+    while name in graph.initializers:
+        number += 1
+        name = f"{wanted}.{number}"
+    tensor = ir.LazyTensor(read, dtype=dtype, shape=shape, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value

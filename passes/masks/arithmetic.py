@@ -24,7 +24,7 @@ from .logic import (
     zero,
 )
 from .measure import MAX_SIZE, size_of
-from .poly import Axis, Dim, Elem, Poly
+from .poly import Axis, Dim, Elem, Poly, Unproven
 from .tensor import Kind, Tensor, kind_of, literal
 
 __all__ = [
@@ -53,10 +53,6 @@ _NARROW: Final = frozenset({D.FLOAT16, D.BFLOAT16})
 #: Integers up to here compare in the dtype as they do in algebra.
 _EXACT: Final = 1 << 52
 _COMPARABLE: Final = {D.BFLOAT16: 1 << 7, D.FLOAT16: 1 << 10, D.FLOAT: 1 << 23}
-
-
-class Unproven(Exception):
-    """The element is no expression of this algebra: the result is read as data."""
 
 
 def combine(left: Number, right: Number, leaf: Callable[[Leaf, Leaf], Number]) -> Number:

@@ -15,10 +15,12 @@ from typing import Final
 
 import onnx_ir as ir
 
-__all__ = ["ONE", "ZERO", "Atom", "Axis", "Dim", "Elem", "Poly", "parse_size", "variables"]
+__all__ = ["ONE", "ZERO", "Atom", "Axis", "Dim", "Elem", "Poly", "Unproven", "parse_size", "variables"]
 
 #: Above this many terms a polynomial is no index any more; the value is read as opaque data instead.
 MAX_TERMS: Final = 12
+#: Products of terms beyond which multiplying two sums out would take longer than it is worth.
+_MOST_PRODUCTS: Final = 1 << 12
 #: Floats beyond this magnitude are not all integers of their own, so they stay floats.
 _EXACT: Final = float(1 << 53)
 _OPERATORS: Final = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -65,6 +67,10 @@ class Elem:
     def key(self) -> tuple[object, ...]:
         """Order among atoms."""
         return (2, self.serial, tuple(i.key for i in self.indices))
+
+
+class Unproven(Exception):
+    """The element is no expression of this algebra: the result is read as data."""
 
 
 Atom = Dim | Axis | Elem
@@ -145,6 +151,8 @@ class Poly:
         return self + -other
 
     def __mul__(self, other: Poly) -> Poly:
+        if len(self.terms) * len(other.terms) > _MOST_PRODUCTS:
+            raise Unproven("a product of sums with too many terms")
         terms: dict[Monomial, int | float] = {}
         for left, a in self.terms:
             for right, b in other.terms:

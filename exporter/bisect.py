@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..passes import canonical, registry
 from ..passes.steps import Step
-from ..runtime.attempt import Runner
+from ..runtime.attempt import Runner, in_one_line
 from ..runtime.bisect import first_bad
 from ..runtime.feeds import Case
 from ..runtime.parity import agrees
@@ -62,12 +62,21 @@ def failing_case(parity: ParityReport, cases: Sequence[Case]) -> Case | None:
 def find_culprit(fused: Fused, graph: Graph, reference: Reference, case: Case) -> Evidence:
     """Repeat the passes and find the first step after which ``case`` fails.
 
+    A search that itself fails does not take the verdict with it: the culprit then says why there is none.
+
     Args:
         fused: The run that made the wrong graph.
         graph: The written graph; says on what it runs.
         reference: What it should compute.
         case: Inputs that fail.
     """
+    try:
+        return _searched(fused, graph, reference, case)
+    except Exception as error:  # of whatever class: wrong graphs are built, loaded and run here
+        return _given_up(case, error)
+
+
+def _searched(fused: Fused, graph: Graph, reference: Reference, case: Case) -> Evidence:
     if weight_bytes(fused.unfused) > _LIMIT:
         note = f"not bisected: it holds more than {_LIMIT >> 30} GiB of weights"
         return Evidence(Culprit(stage="not bisected", case=case.name, note=note))
@@ -104,11 +113,25 @@ def compare_files(subject: Subject, reference: Reference, case: Case) -> Evidenc
     before = open_file(sibling)
     if weight_bytes(before) > _LIMIT:
         return None
+    try:
+        return _parted_files(subject, before, reference, case)
+    except Exception as error:  # as above
+        return _given_up(case, error)
+
+
+def _given_up(case: Case, error: Exception) -> Evidence:
+    note = f"the search for it ended: {in_one_line(error)}"
+    return Evidence(Culprit(stage="not bisected", case=case.name, note=note))
+
+
+def _parted_files(subject: Subject, before: ir.Model, reference: Reference, case: Case) -> Evidence:
     trial = _Trial(subject.graph, _once(reference.run, case), reference.same_dtype, case)
     if trial.is_bad(before):
         stage = "translation" if replace(trial, optimize="none").is_bad(before) else "onnxruntime"
         return Evidence(Culprit(stage=stage, case=case.name))
-    parting = part(before, subject.model, case.feeds, TOLERANCE)
+    parting, why = _parted(before, subject.model, case)
+    if why is not None:
+        return Evidence(Culprit(stage="not bisected", case=case.name, note=why))
     if parting is None:
         return Evidence(Culprit(stage="onnxruntime", case=case.name))
     node = parting.node
@@ -128,7 +151,7 @@ def compare_files(subject: Subject, reference: Reference, case: Case) -> Evidenc
 
 def _evidence(step: Step, before: ir.Model, after: ir.Model, case: Case) -> Evidence:
     _name_alike(after, step)
-    parting = part(before, after, case.feeds, TOLERANCE)
+    parting, why = _parted(before, after, case)
     made = {str(n.name): n for n in after.graph.all_nodes()}
     node = next((made[n] for n in step.nodes if n in made), parting.node if parting else None)
     culprit = Culprit(
@@ -140,9 +163,17 @@ def _evidence(step: Step, before: ir.Model, after: ir.Model, case: Case) -> Evid
         case=case.name,
         output=None if parting is None else parting.output,
         error=None if parting is None else parting.error,
-        note=None if parting is not None else "it shows only where onnxruntime optimises the graph",
+        note=None if parting is not None else why or "it shows only where onnxruntime optimises the graph",
     )
     return Evidence(culprit, parting)
+
+
+def _parted(before: ir.Model, after: ir.Model, case: Case) -> tuple[Parting | None, str | None]:
+    """Where two graphs part, or why they could not be compared value by value: the wrong one need not even run."""
+    try:
+        return part(before, after, case.feeds, TOLERANCE), None
+    except Exception as error:  # of whatever class: a wrong graph may fail to load, to run, or to be cut
+        return None, f"no smaller model shows it: the graphs do not run value by value ({in_one_line(error)})"
 
 
 def _name_alike(after: ir.Model, step: Step) -> None:

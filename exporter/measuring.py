@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from ..runtime import latency, parity
-from ..runtime.attempt import Runner
+from ..runtime.attempt import Runner, in_one_line
 from ..runtime.confirm import confirmed
 from ..runtime.errors import DeploymlError
 from ..runtime.feeds import Case
@@ -166,7 +166,7 @@ def measure_latency(
 
     Args:
         graphs: Name to graph; "fused" is the one the others are compared with.
-        cases: Inputs to time with, the wish first; the first that the graphs run is taken.
+        cases: Inputs to time with, the wish first; the first that all graphs run is taken, else nothing is timed.
         progress: Shows the stage.
         others: Further contenders: how to make one, and the provider to report.
         seconds: Time for all of it.
@@ -179,7 +179,9 @@ def measure_latency(
     count = threads or usable_threads()
     with progress.stage("bench"), ExitStack() as stack:
         sessions = {name: graph.open(threads=count, stop_spinning=True) for name, graph in graphs.items()}
-        case = _first_that_runs(next(iter(sessions.values())), cases)
+        case, why = _first_that_runs(sessions, cases)
+        if case is None:
+            return LatencyReport(verdict="not-run", shapes={}, threads=count, notes=(why,))
         contenders: dict[str, Callable[[], None]] = {}
         providers: dict[str, str] = {}
         for name, (make, provider) in (others or {}).items():
@@ -297,24 +299,37 @@ def sweep(
             except Exception as error:  # a size beyond a table of positions: said, and the next one is tried
                 found.append(replace(point, note=" ".join(str(error).split())[:160]))
                 continue
+            if not timed.contenders:
+                found.append(replace(point, note="; ".join(timed.notes)[:320]))
+                continue
             medians = {c.name: c.median_ms for c in timed.contenders}
             found.append(replace(point, medians=medians, ratios=timed.ratios))
     return tuple(found)
 
 
-def _first_that_runs(session: onnxruntime.InferenceSession, cases: Sequence[Case]) -> Case:
-    """The first case within the model's limits (a table of positions ends somewhere); the last where none runs."""
+def _first_that_runs(
+    sessions: Mapping[str, onnxruntime.InferenceSession], cases: Sequence[Case]
+) -> tuple[Case | None, str]:
+    """The first case within all models' limits (a table of positions ends somewhere), or None and why none runs."""
+    said = "there are no inputs to time it with"
+    for case in cases:
+        refused = next((f"'{name}': {why}" for name, one in sessions.items() if (why := _refusal(one, case))), None)
+        if refused is None:
+            return case, ""
+        said = f"it runs at no size that was tried; at {case.name} onnxruntime refuses {refused}"
+    return None, said
+
+
+def _refusal(session: onnxruntime.InferenceSession, case: Case) -> str:
+    """Why a graph does not run on a case; empty where it does."""
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = 4  # a length that does not fit is no news
-    for case in cases[:-1]:
-        try:
-            session.run_with_ort_values(
-                None, {name: to_ort(array) for name, array in feeds_for(session, case.feeds).items()}, quiet
-            )
-        except Exception:  # onnxruntime raises classes of its own, one for each status; a smaller size is tried
-            continue
-        return case
-    return cases[-1]
+    try:
+        feeds = {name: to_ort(array) for name, array in feeds_for(session, case.feeds).items()}
+        session.run_with_ort_values(None, feeds, quiet)
+    except Exception as error:  # onnxruntime raises classes of its own, one for each status; a smaller size is tried
+        return in_one_line(error)
+    return ""
 
 
 def _busy() -> tuple[str, ...]:

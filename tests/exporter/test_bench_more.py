@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+import onnx
 import pytest
+from onnx import parser
 
 import deployml
 from deployml.exporter.sweeping import parse_sweep
@@ -101,3 +103,42 @@ def test_torch_compile_is_a_contender(deployml_command, exported, encoder):
     found = {c["name"]: c for c in latency["contenders"]}
     assert "compiled" in found or any("'compiled' was not timed" in n for n in latency["notes"])
     assert "compiled" not in found or found["compiled"]["peak_memory"] > 100_000
+
+
+THREE_ROWS = """
+<ir_version: 10, opset_import: ["": 21]>
+g (float[n, 4] x) => (float[n, 4] y) {
+  three = Constant<value_ints=[3, 4]>()
+  z = Reshape(x, three)
+  t = Tanh(z)
+  s = Shape(x)
+  y = Reshape(t, s)
+}
+"""
+
+
+def test_a_model_that_runs_at_no_size_that_is_timed_is_not_timed(deployml_command, tmp_path):
+    onnx.save(parser.parse_model(THREE_ROWS), tmp_path / "three.onnx")
+    ran = deployml_command("bench", tmp_path / "three.onnx", "--seconds", "0.2", "--json")
+    latency = json.loads(ran.out)["latency"]
+    assert ran.status == 3 and latency["verdict"] == "not-run" and latency["contenders"] == []
+    assert "at no size that" in latency["notes"][0] and "Reshape" in latency["notes"][0]
+    ran = deployml_command("bench", tmp_path / "three.onnx", "--seconds", "0.2", "--page", tmp_path / "p.html")
+    assert ran.status == 3 and "at no size that" in " ".join(ran.out.split()), ran.out
+    assert "at no size that" in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_optimize_keeps_a_graph_that_cannot_be_timed(deployml_command, tmp_path):
+    onnx.save(parser.parse_model(THREE_ROWS), tmp_path / "three.onnx")
+    ran = deployml_command("optimize", tmp_path / "three.onnx", "-o", tmp_path / "made.onnx", "--bench-seconds", "0.2")
+    assert ran.status == 3 and "Traceback" not in ran.err
+    assert (tmp_path / "made.onnx").is_file() and "at no size that" in " ".join(ran.out.split())
+
+
+def test_a_size_of_a_sweep_at_which_the_model_does_not_run_is_said(deployml_command, tmp_path):
+    even = THREE_ROWS.replace("float[n, 4]", "float[rows, 4]").replace("[3, 4]", "[-1, 8]")
+    onnx.save(parser.parse_model(even), tmp_path / "even.onnx")
+    ran = deployml_command("bench", tmp_path / "even.onnx", "--seconds", "0.2", "--sweep", "rows=3,4", "--json")
+    odd, fitting = json.loads(ran.out)["latency"]["sweep"]
+    assert odd["medians"] == {} and "Reshape" in odd["note"]
+    assert set(fitting["medians"]) == {"fused"} and fitting["note"] is None

@@ -166,3 +166,65 @@ def test_a_graph_that_onnxruntime_alone_makes_wrong_is_laid_on_onnxruntime(sourc
     monkeypatch.setattr(bisect._Trial, "is_bad", lambda self, model: self.optimize == "all")
     found = found_for(source, lambda feeds: [feeds["x"]])
     assert found.stage == "onnxruntime" and "once onnxruntime optimises it" in found.sentence()
+
+
+class BadShape(Rule):
+    """Takes Tanh for a Reshape to two rows, which fails at every other size."""
+
+    code, name = "TST002", "bad-shape"
+    anchors, emits = frozenset({"Tanh"}), ("Reshape",)
+
+    def examine(self, node, context):
+        return node
+
+    def build(self, facts, g):
+        value = facts.inputs[0]
+        made = g.op("Reshape", value, g.const(np.array([2, 4])), dtype=value.dtype, shape=value.shape)
+        return Replacement(old=[facts.outputs[0]], new=[made])
+
+
+class UnknownOperator(BadShape):
+    """Takes Tanh for an operator that nobody has."""
+
+    code, name = "TST003", "unknown-operator"
+    emits = ("Tamh",)
+
+    def build(self, facts, g):
+        value = facts.inputs[0]
+        made = g.op("Tamh", value, domain="com.microsoft", dtype=value.dtype, shape=value.shape)
+        return Replacement(old=[facts.outputs[0]], new=[made])
+
+
+def test_a_step_after_which_the_graph_does_not_run_is_named_without_a_model(source, tmp_path, trusting, monkeypatch):
+    monkeypatch.setattr(norms, "RULES", (BadShape(),))
+    report = deployml.optimize(source, output=tmp_path / "out.onnx").report
+    assert report.verdict == "fail" and (report.culprit.rule, report.culprit.at) == ("TST002", "fourth")
+    assert report.culprit.model is None and "Reshape" in report.culprit.note
+    assert "do not run value by value" in report.culprit.sentence()
+
+
+def test_a_graph_that_does_not_load_is_laid_on_its_step(source, monkeypatch, trusting):
+    monkeypatch.setattr(norms, "RULES", (UnknownOperator(),))
+    found = found_for(source, lambda feeds: Evaluator().prepare(ir.load(source))(feeds))
+    assert found.rule == "TST003" and "Tamh" in found.note
+
+
+def test_validate_keeps_its_verdict_where_the_file_does_not_run_value_by_value(source, tmp_path, deployml_command):
+    (tmp_path / "m.unfused.onnx").write_bytes(source.read_bytes())
+    wrong = TEXT.replace("[fourth] d = Tanh(c)", "two = Constant<value_ints=[2, 4]>()\n  [fourth] d = Reshape(c, two)")
+    onnx.save(parser.parse_model(wrong), tmp_path / "m.onnx")
+    ran = deployml_command("validate", tmp_path / "m.onnx", "--against", source, "--json")
+    culprit = json.loads(ran.out)["culprit"]
+    assert ran.status == 1 and culprit["stage"] == "not bisected" and "Reshape" in culprit["note"]
+
+
+def test_a_search_that_fails_does_not_take_the_verdict_with_it(source, tmp_path, trusting, monkeypatch):
+    monkeypatch.setattr(norms, "RULES", (WrongTanh(),))
+
+    def broken(start):
+        raise RuntimeError("the passes did not repeat")
+
+    monkeypatch.setattr(bisect, "_steps", broken)
+    report = deployml.optimize(source, output=tmp_path / "out.onnx", html=False).report
+    assert report.verdict == "fail" and report.parity.verdict == "fail"
+    assert report.culprit.note == "the search for it ended: RuntimeError: the passes did not repeat"

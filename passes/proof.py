@@ -285,10 +285,13 @@ class _KeepConstants:
 
 
 def _structural(array: np.ndarray) -> bool:
-    """Masks and indicator tables: infinite or huge entries, or exactly two values."""
+    """Masks and indicator tables (infinite or huge entries, or exactly two values), and nothing but zeros.
+
+    Facts are read from values: a table that an untrained model left at 0 adds nothing, and is not drawn as if it did.
+    """
     if not np.all(np.isfinite(array)) or np.max(np.abs(array)) > 1e4:
         return True
-    return len(np.unique(array)) == 2
+    return len(np.unique(array)) == 2 or not array.any()
 
 
 def _free_inputs(before: Region, after: Region, keep: _KeepConstants) -> list[ir.Value]:

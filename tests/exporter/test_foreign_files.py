@@ -113,6 +113,20 @@ def test_a_mask_that_comes_another_way_is_still_a_mask(way: str, tmp_path: Path)
     assert np.isfinite(run(path, feeds)).all() or "fully-masked-rows" in sites[0].assumptions
 
 
+def test_a_table_of_zeros_is_fused(tmp_path: Path) -> None:
+    """As in an untrained Swin: recognition reads that nothing is added, the proof must not draw something."""
+    zeros = ", ".join(["0"] * 100)
+    constants = f"float[1,4,5,5] table = {{{zeros}}}"
+    model = attention("  z = Add (s, table)", after="  p = Identity (x)", constants=constants)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, size in ((0, "B"), (2, 5)):
+            dim = value.type.tensor_type.shape.dim[axis]
+            dim.Clear()
+            setattr(dim, "dim_param" if isinstance(size, str) else "dim_value", size)
+    _, sites = optimized(model, tmp_path, validate=False)
+    assert [s.status for s in sites] == ["fused"]
+
+
 def test_names_inside_a_function_are_its_own(tmp_path: Path) -> None:
     """The function calls its key length S; the graph calls its query length S. A mask of both must stay."""
     function = """<ir_version: 10, opset_import: ["" : 20, "local" : 1]>

@@ -254,11 +254,21 @@ def naive(
 
 
 def largest_score(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]) -> float:
-    """The largest finite |query . key * scale| over all rows and keys, in float64."""
-    query, key, _ = _unpacked(signature, attributes, inputs, np.dtype(np.float64))
+    """How large the numbers are that become logits, in float64: float32 rounds them by that times half its epsilon.
+
+    The largest finite ``|query . key * scale|`` over all rows and keys, and the largest mean that a row's weights give
+    to ``|bias|``: what a bias rules out rounds nothing, but beside a sink a row may have no other key.
+    """
+    given = {k: v if k in ("mask", "key_lengths") else v.astype(np.float64) for k, v in inputs.items()}
+    query, key, _ = _unpacked(signature, attributes, given, np.dtype(np.float64))
     with np.errstate(all="ignore"):
-        scores = np.abs(query @ np.repeat(key, attributes.num_heads // attributes.kv_heads, axis=1).swapaxes(2, 3))
-    return float(np.max(scores, where=np.isfinite(scores), initial=0.0))
+        scores = query @ np.repeat(key, attributes.num_heads // attributes.kv_heads, axis=1).swapaxes(2, 3)
+        found = float(np.max(np.abs(scores), where=np.isfinite(scores), initial=0.0))
+        if "bias" not in given:
+            return found
+        weights = _weigh(attributes, given, scores)
+        means = np.nansum(weights * np.abs(given["bias"]), axis=3) / weights.sum(axis=3)
+    return found + float(np.max(means, where=np.isfinite(means), initial=0.0))
 
 
 def _unpacked(

@@ -3,6 +3,7 @@
     python benchmarks/attention.py                       # all rows, prints the table
     python benchmarks/attention.py --only causal --quick
     python benchmarks/attention.py --write               # also writes benchmarks/results/attention-*.{md,svg}
+    python benchmarks/older_processor.py avx2 benchmarks/attention.py --write
 
 A ratio is the median over rounds of (rival's time / own time) with its 95 % interval, so 1.5 says that the own
 operator is 1.5 times as fast. Contenders take turns within a round and the order alternates. Masks and biases are
@@ -15,6 +16,7 @@ processor time of the process.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -421,12 +423,14 @@ def page(results: Sequence[Result], setting: Setting, peak: float, isa: str) -> 
     processor = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     how = "wall time" if setting.clock is time.perf_counter else "processor time, because the machine was shared"
     threads = "one thread" if setting.threads == 1 else f"{setting.threads} threads"
+    older = "onnxruntime and the own operator were kept from newer instructions by benchmarks/older_processor.py. "
     return "\n".join(
         [
             f"# FlashAttention on the CPU, {isa}, {threads}",
             "",
             f"{processor}; onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}. float32, "
-            f"12 heads of 64, batch 1 unless said, {threads}, {how}. The best rate of onnxruntime's float32 "
+            f"12 heads of 64, batch 1 unless said, {threads}, {how}. {older if 'OLDER_PROCESSOR' in os.environ else ''}"
+            f"The best rate of onnxruntime's float32 "
             f"MatMul in the same run was {peak / 1e9:.0f} GFLOP/s. Ratios are medians over interleaved rounds: "
             "1.5 says that the own operator is 1.5 times as fast.",
             "",

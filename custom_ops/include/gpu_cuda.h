@@ -5,8 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define DEPLOYML_DEVICE __device__ __forceinline__
-#define DEPLOYML_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#include "gpu_vendor.h"
 
 namespace deployml::gpu {
 
@@ -14,10 +13,6 @@ inline constexpr bool kHasMma = true;
 inline constexpr bool kHasMfma = false;
 inline constexpr bool kHasNoMatrix = false;  // there are devices to serve without a matrix unit
 
-DEPLOYML_DEVICE int thread() { return int(threadIdx.x); }
-DEPLOYML_DEVICE int threads() { return int(blockDim.x); }
-DEPLOYML_DEVICE int64_t block() { return int64_t(blockIdx.x); }
-DEPLOYML_DEVICE void sync_block() { __syncthreads(); }
 DEPLOYML_DEVICE void sync_warp() { __syncwarp(); }
 
 template <int kWarp>
@@ -29,26 +24,9 @@ DEPLOYML_DEVICE float shuffle_xor(float x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask, kWarp);
 }
 
-template <typename T>
-DEPLOYML_DEVICE T load(const T* p) {
-  return *p;
-}
-template <typename T>
-DEPLOYML_DEVICE void store(T* p, T x) {
-  *p = x;
-}
-
 DEPLOYML_DEVICE char* shared() {
   extern __shared__ __align__(128) char deployml_shared[];
   return deployml_shared;
-}
-template <typename T>
-DEPLOYML_DEVICE T shared_load(const char* p) {
-  return *reinterpret_cast<const T*>(p);
-}
-template <typename T>
-DEPLOYML_DEVICE void shared_store(char* p, T x) {
-  *reinterpret_cast<T*>(p) = x;
 }
 
 DEPLOYML_DEVICE uint32_t shared_address(const char* p) { return uint32_t(__cvta_generic_to_shared(p)); }
@@ -144,7 +122,6 @@ DEPLOYML_DEVICE float power_of_two(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
 }
-DEPLOYML_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
 
 inline const char* message(cudaError_t status) { return status == cudaSuccess ? nullptr : cudaGetErrorString(status); }
 

@@ -3,8 +3,7 @@
 
 #include <hip/hip_runtime.h>
 
-#define DEPLOYML_DEVICE __device__ __forceinline__
-#define DEPLOYML_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#include "gpu_vendor.h"
 
 namespace deployml::gpu {
 
@@ -12,10 +11,6 @@ inline constexpr bool kHasMma = false;
 inline constexpr bool kHasMfma = true;
 inline constexpr bool kHasNoMatrix = true;  // there are devices to serve without a matrix unit
 
-DEPLOYML_DEVICE int thread() { return int(threadIdx.x); }
-DEPLOYML_DEVICE int threads() { return int(blockDim.x); }
-DEPLOYML_DEVICE int64_t block() { return int64_t(blockIdx.x); }
-DEPLOYML_DEVICE void sync_block() { __syncthreads(); }
 DEPLOYML_DEVICE void sync_warp() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
   __builtin_amdgcn_wave_barrier();
@@ -31,26 +26,9 @@ DEPLOYML_DEVICE float shuffle_xor(float x, int mask) {
   return __shfl_xor(x, mask, kWarp);
 }
 
-template <typename T>
-DEPLOYML_DEVICE T load(const T* p) {
-  return *p;
-}
-template <typename T>
-DEPLOYML_DEVICE void store(T* p, T x) {
-  *p = x;
-}
-
 DEPLOYML_DEVICE char* shared() {
   extern __shared__ char deployml_shared[] __attribute__((aligned(128)));
   return deployml_shared;
-}
-template <typename T>
-DEPLOYML_DEVICE T shared_load(const char* p) {
-  return *reinterpret_cast<const T*>(p);
-}
-template <typename T>
-DEPLOYML_DEVICE void shared_store(char* p, T x) {
-  *reinterpret_cast<T*>(p) = x;
 }
 
 DEPLOYML_DEVICE void copy_chunk(char* to, const void* from, bool valid) {
@@ -119,7 +97,6 @@ DEPLOYML_DEVICE uint32_t narrow_pair(float low, float high) {
 }
 
 DEPLOYML_DEVICE float power_of_two(float x) { return exp2f(x); }
-DEPLOYML_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
 
 inline const char* message(hipError_t status) { return status == hipSuccess ? nullptr : hipGetErrorString(status); }
 

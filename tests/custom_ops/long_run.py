@@ -3,7 +3,7 @@
     python -m tests.custom_ops.long_run fuzz LIBRARY FIRST COUNT    random cases FIRST .. FIRST + COUNT
     python -m tests.custom_ops.long_run leak LIBRARY RUNS           one session, then sessions; resident memory
 
-Prints one line of findings; the exit status is 1 when a case failed or memory grew.
+Prints findings and, while it runs, how far it is; the exit status is 1 when a case failed or memory grew.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def fuzz(library: str, first: int, count: int) -> int:
         if not share <= 1.0:
             failed += 1
             print(f"{case.name}: {share:.3g} of the bound")
+        if (seed + 1) % 1000 == 0:
+            print(f"{seed + 1 - first} of {count} done", flush=True)
     print(f"{count} cases from {first}: {failed} failed, the worst took {worst:.2f} of its bound")
     return failed
 

@@ -147,7 +147,8 @@ def _forbids_nothing(value: ir.Value) -> bool:
     if value.const_value is None or value.is_graph_input():
         return False
     array = constant(value)
-    return array is not None and bool(np.all((array > FORBIDS) & np.isfinite(array.astype(np.float64))))
+    wide = None if array is None else array.astype(np.float64)
+    return wide is not None and bool(np.all((wide > FORBIDS) & np.isfinite(wide)))
 
 
 def _hands_on_no_mask(value: ir.Value) -> bool:
@@ -177,7 +178,7 @@ def _mixes(node: ir.Node) -> bool:
 def _finite(value: ir.Value) -> bool:
     """Whether a constant was read and holds no number that could stand for infinity."""
     array = constant(value)
-    return array is not None and bool(np.all(np.isfinite(array.astype(np.float64)) & (np.abs(array) < 1e9)))
+    return array is not None and bool(np.all(np.abs(array.astype(np.float64)) < 1e9))
 
 
 def study(node: ir.Node) -> Site:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .attention_feed import inputs, padded, part_of_batch, rows_with_keys
+from .attention_heads import in_given_order
 from .attention_spec import AttentionSpec
 
 __all__ = ["SIZES", "Judged", "Run", "judge"]
@@ -69,8 +70,12 @@ def judge(
     unfused: Run,
     assumed: Sequence[bool],
     seed: int,
+    moved: Run | None = None,
 ) -> list[Judged]:
-    """Compare at every size. ``assumed`` says which attentions recorded that rows without keys may differ."""
+    """Compare at every size. ``assumed`` says which attentions recorded that rows without keys may differ.
+
+    ``moved`` runs the same module, fused, with its heads in another order.
+    """
     dtype = next(module.parameters()).dtype
     slots = [_Slot(n, s, kind) for n, s in enumerate(specs) for kind in ("output", "weights")[: 1 + s.weights]]
     results = [Judged() for _ in specs]
@@ -87,12 +92,14 @@ def judge(
             first = [form.fused for form in forms]
             _batches(results, slots, first, fused, given)
             _padding(results, slots, first, fused, given, seed)
+            if moved is not None:
+                _heads(results, slots, first, moved(given), given)
     return results
 
 
 def _eager(module: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> list[np.ndarray]:
     with torch.no_grad():
-        return [r.numpy() for r in module(**given)]
+        return [(r.float() if r.dtype == torch.bfloat16 else r).numpy() for r in module(**given)]
 
 
 def _exact(module: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> list[np.ndarray]:
@@ -201,6 +208,21 @@ def _padding(
             kept = again[position][:rows] if slot.spec.time_first else again[position][:, :rows]
             alive = _alive(slot, rows_with_keys(slot.spec, given), kept.ndim)
             _same(results[slot.index], whole[position], kept, alive, f"{MORE} more positions of padding")
+
+
+def _heads(
+    results: list[Judged],
+    slots: Sequence[_Slot],
+    whole: Sequence[np.ndarray],
+    moved: Sequence[np.ndarray],
+    given: Mapping[str, torch.Tensor],
+) -> None:
+    """Heads in another order change nothing."""
+    for position, slot in enumerate(slots):
+        if slot.kind == "output":
+            again = in_given_order(moved[position], slot.spec)
+            alive = _alive(slot, rows_with_keys(slot.spec, given), again.ndim)
+            _same(results[slot.index], whole[position], again, alive, "another order of the heads")
 
 
 def _same(result: Judged, before: np.ndarray, after: np.ndarray, alive: np.ndarray, change: str) -> None:

@@ -15,12 +15,14 @@ import torch
 
 from deployml.custom_ops import register
 from deployml.passes import canonical, pipeline
+from deployml.passes.evaluate import in_single
 from deployml.passes.journal import Journal
 from deployml.passes.proof import Prover
 from deployml.runtime.report import Site
 from deployml.runtime.target import Target
 
 from .attention_graphs import build, graph_of
+from .attention_heads import with_heads_moved
 from .attention_judge import Judged, Run, judge
 from .attention_spec import AttentionSpec
 
@@ -96,7 +98,10 @@ def quick(known: dict[str, Any]) -> Iterator[None]:
         gc.enable()
 
 
-def _runner(model: ir.Model) -> Run:
+def _runner(model: ir.Model, dtype: str) -> Run:
+    """Runs a model; one of bfloat16, for which the CPU has no kernels, as it stands in float32."""
+    if dtype == "bfloat16":
+        model = in_single(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -106,7 +111,9 @@ def _runner(model: ir.Model) -> Run:
     )
 
     def run(given: Mapping[str, torch.Tensor]) -> Sequence[np.ndarray]:
-        return session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
+        feeds = {i.name: given[i.name] for i in session.get_inputs()}
+        wide = {n: v.float() if v.dtype == torch.bfloat16 else v for n, v in feeds.items()}
+        return session.run(None, {n: v.numpy() for n, v in wide.items()})
 
     return run
 
@@ -118,10 +125,12 @@ def trial(
     target: str = "cpu",
     exporter: str = "torch.export",
     dtype: str = "float32",
+    heads: bool = False,
 ) -> Trial:
     """Export a module of these attentions, fuse it for a target and compare it with eager.
 
-    ``exporter`` is one of :data:`attention_graphs.EXPORTERS`.
+    ``exporter`` is one of :data:`attention_graphs.EXPORTERS`. With ``heads`` the module is fused once more with its
+    heads in another order, which must change nothing.
     """
     stage, assumed = "export", [False] * len(specs)
     try:
@@ -131,27 +140,35 @@ def trial(
         aim = replace(aim, opset=model.graph.opset_imports[""])
         plain = model.clone()
         canonical.expand_all(plain)
-        unfused = _runner(plain)
+        unfused = _runner(plain, dtype)
         names = _interface(model)
         stage = "pipeline"
-        outcome = pipeline.run(
-            model, aim, options=pipeline.Options(simplify=False), configure=lambda o: register(o, "cpu")
-        )
+        outcome = _fused(model, aim)
         journal = outcome.journal
         if names != _interface(outcome.model):
             return Trial(broken="interface: inputs or outputs were renamed", journal=journal)
         stage = "load"
-        fused = _runner(outcome.model)
+        fused = _runner(outcome.model, dtype)
         stage = "run"
         sites = [_site(journal, n, len(specs)) for n in range(len(specs))]
         assumed = [s is not None and "fully-masked-rows" in s.assumptions for s in sites]
-        judged = judge(specs, module, fused, unfused, assumed, seed)
+        moved = None
+        if heads:
+            again = graph_of(
+                with_heads_moved(module, specs), specs, exporter=exporter, opset=TARGETS[target].opset, seed=seed
+            )
+            moved = _runner(_fused(again, aim).model, dtype)
+        judged = judge(specs, module, fused, unfused, assumed, seed, moved)
     except Exception as error:
         if stage in ("load", "run") and not _runs(lambda: judge(specs, module, unfused, unfused, assumed, seed)):
             stage = "export"  # the graph that was handed over does not run either
         text = str(error).strip().splitlines()
         return Trial(broken=f"{stage}: {type(error).__name__}: {text[0][:200] if text else ''}")
     return Trial([Found(*each) for each in zip(specs, sites, judged, strict=True)], journal=journal)
+
+
+def _fused(model: ir.Model, target: Target) -> pipeline.Outcome:
+    return pipeline.run(model, target, options=pipeline.Options(simplify=False), configure=lambda o: register(o, "cpu"))
 
 
 def _runs(call: Callable[[], object]) -> bool:

@@ -14,9 +14,10 @@ __all__ = ["Counts"]
 _HEAD = """# Differential fuzzing of attention
 
 `make fuzz` draws random attention modules, exports and fuses them, and compares them with eager in float64 at sizes
-the trace did not see; a batch split into its rows and more padding behind must change nothing. This page is written
-by `python -m tests.property.fuzz --page benchmarks/results/fuzz.md`. Everything follows from the seed and from the
-time there was.
+the trace did not see; a batch split into its rows, more padding behind and (in a share of them) heads in another order
+must change nothing. Graphs of bfloat16, for which the CPU has no kernels, run in float32 once they are fused. This page
+is written by `python -m tests.property.fuzz --page benchmarks/results/fuzz.md`. Everything follows from the seed and
+from the time there was.
 
 """
 

@@ -12,7 +12,7 @@ import torch
 
 from .onnx_tape import Size, Tape, key_of
 
-__all__ = ["TYPES", "Tensor", "Whole", "joined", "lift"]
+__all__ = ["TYPES", "Tensor", "Whole", "array_of", "joined", "lift"]
 
 #: A length: a number, one known at run time, or None for one nobody has asked for.
 Whole = int | Size | None
@@ -21,10 +21,17 @@ Whole = int | Size | None
 TYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int64: ir.DataType.INT64,
     torch.bool: ir.DataType.BOOL,
 }
 _EVERYTHING = slice(None)
+
+
+def array_of(item: torch.Tensor) -> np.ndarray:
+    """The numbers of a tensor; numpy itself has no bfloat16."""
+    held = item.detach()
+    return held.float().numpy().astype(TYPES[item.dtype].numpy()) if item.dtype == torch.bfloat16 else held.numpy()
 
 
 def lift(tape: Tape, item: Any, dtype: torch.dtype) -> Tensor:
@@ -34,7 +41,7 @@ def lift(tape: Tape, item: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(item, Size):
         return Tensor(tape, item.scalar(), (), torch.int64).to(dtype)
     if isinstance(item, torch.Tensor):
-        return Tensor(tape, tape.const(item.detach().numpy()), tuple(item.shape), item.dtype)
+        return Tensor(tape, tape.const(array_of(item)), tuple(item.shape), item.dtype)
     return Tensor(tape, tape.const(np.asarray(item, TYPES[dtype].numpy())), (), dtype)
 
 

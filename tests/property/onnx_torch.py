@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from .onnx_tape import Dialect, Size, Tape
-from .onnx_tensor import TYPES, Tensor, joined, lift
+from .onnx_tensor import TYPES, Tensor, array_of, joined, lift
 
 __all__ = ["written"]
 
@@ -118,7 +118,7 @@ def _linear(tape: Tape, module: torch.nn.Linear) -> Any:
 def _namespace(tape: Tape) -> dict[str, Any]:
     calls = _Calls(tape)
     torch_like = SimpleNamespace(
-        **{name: getattr(torch, name) for name in ("bool", "float32", "float16", "finfo")},
+        **{name: getattr(torch, name) for name in ("bool", "float32", "float16", "bfloat16", "finfo")},
         **{name: getattr(calls, name) for name in dir(calls) if not name.startswith("_")},
     )
     return {
@@ -152,7 +152,7 @@ class _Calls:
 
     def zeros_like(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         shape = self._tape.op("Shape", like.value)
-        value = ir.tensor(torch.zeros(1, dtype=dtype).numpy())
+        value = ir.tensor(array_of(torch.zeros(1, dtype=dtype)))
         return Tensor(self._tape, self._tape.op("ConstantOfShape", shape, value=value), like.dims, dtype)
 
     def full(self, sizes: tuple[()], number: float, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from deployml.passes import proof
 from deployml.passes.attention import multi_head, own
 from deployml.passes.proof import Proof
 
+from . import attention_heads
 from .attention_feed import inputs, rows_with_keys
 from .attention_graphs import build
 from .attention_judge import SIZES, judge
@@ -61,7 +62,24 @@ FOUND = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ("float32", "float16"))
+def test_the_order_of_the_heads_does_not_matter() -> None:
+    rng = random.Random(5)
+    result = trial([draw(rng) for _ in range(10)], seed=1000, exporter="written", heads=True)
+    assert not result.broken
+    assert not [found.problem for found in result.found if found.problem]
+
+
+@pytest.mark.parametrize("left", ("o", "table"))
+def test_a_head_that_is_left_behind_is_seen(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    move = attention_heads._moved
+    monkeypatch.setattr(
+        attention_heads, "_moved", lambda name, *rest: rest[0] if name.startswith(left) else move(name, *rest)
+    )
+    result = trial([AttentionSpec(bias="table")], seed=3, exporter="written", heads=True)
+    assert "another order of the heads" in result.found[0].problem
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
 def test_what_was_found_stays_repaired(dtype: str) -> None:
     specs = FOUND if dtype == "float32" else [for_half(spec) for spec in FOUND]
     result = trial(specs, seed=1100033, exporter="written", dtype=dtype)

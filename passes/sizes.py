@@ -74,14 +74,16 @@ def _join(groups: list[dict[str, Dim]], *members: dict[str, Dim]) -> None:
 
 
 def _leader(group: Mapping[str, Dim], known: Sequence[str]) -> Dim | None:
-    """The member that decides the size: a number, else the first known name, else what known names compute."""
+    """The member that decides the size: a number, else what known names outside compute, else the first known name."""
     number = next((d for d in group.values() if isinstance(d, int)), None)
     if number is not None:
         return number
-    named = next((group[name] for name in known if name in group), None)
-    if named is not None:
-        return named
-    return next((d for d in group.values() if isinstance(d, ir.SymbolicDim) and set(free_names(d)) <= set(known)), None)
+    computed = [d for key, d in group.items() if isinstance(d, ir.SymbolicDim) and key not in known and free_names(d)]
+    fitting = [d for d in computed if set(free_names(d)) <= set(known)]
+    apart = next((d for d in fitting if not group.keys() & set(free_names(d))), None)
+    if apart is not None:
+        return apart
+    return next((group[name] for name in known if name in group), fitting[0] if fitting else None)
 
 
 def _pairs(nodes: Iterable[ir.Node]) -> Iterator[tuple[Dim, Dim]]:

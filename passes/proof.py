@@ -285,13 +285,14 @@ class _KeepConstants:
 
 
 def _structural(array: np.ndarray) -> bool:
-    """Masks and indicator tables (infinite or huge entries, or exactly two values), and nothing but zeros.
+    """Masks and indicator tables (infinite or huge entries, or exactly two values), and tables of nothing but zeros.
 
     Facts are read from values: a table that an untrained model left at 0 adds nothing, and is not drawn as if it did.
+    A bias of one axis is drawn: that it was 0 must not hide that a rewrite dropped it.
     """
     if not np.all(np.isfinite(array)) or np.max(np.abs(array)) > 1e4:
         return True
-    return len(np.unique(array)) == 2 or not array.any()
+    return len(np.unique(array)) == 2 or (array.ndim > 1 and not array.any())
 
 
 def _free_inputs(before: Region, after: Region, keep: _KeepConstants) -> list[ir.Value]:

@@ -302,6 +302,9 @@ def package(
     target: Annotated[TargetName | None, typer.Option("--target", help="\\[default: what it was made for]")] = None,
     max_batch: Annotated[int, typer.Option("--max-batch", min=0, help="Requests the server may join; 0: none.")] = 0,
     repository: Annotated[str, typer.Option("--repository", help="Where the server sees the folder.")] = "/models",
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="keep|replace", help="What to do with another config.pbtxt.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a model repository for a server: configuration, model, weights, op library."""
@@ -316,6 +319,7 @@ def package(
         target=target,
         max_batch=max_batch,
         repository=repository,
+        config=config,  # type: ignore[arg-type]  # as above
     )
     _show(made, json)
 

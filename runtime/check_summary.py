@@ -40,9 +40,7 @@ def render_lock(lock: Lock, console: Console) -> None:
     """Print what was locked, in a line or two."""
     _print(console, Text("LOCKED", style="bold green").append(f"  {lock.model}", style="bold"))
     sites = f"{lock.fused} of {len(lock.sites)} attentions fused, {sum(lock.census.values())} nodes"
-    kept = f"{len(lock.inputs)} inputs, {len(lock.outputs)} outputs" + (
-        ", weights by digest" if lock.weights else ""
-    )
+    kept = f"{len(lock.inputs)} inputs, {len(lock.outputs)} outputs" + (", weights by digest" if lock.weights else "")
     _print(console, Text(f"{sites}, {kept}"), indent=2)
     if lock.parity is None:
         _print(

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-__all__ = ["drop", "last", "leave", "send_to"]
+__all__ = ["SCRATCH", "drop", "last", "leave", "send_to"]
 
+#: How the name of a folder begins that may be taken away when whoever made it died.
+SCRATCH: Final = ".deployml-"
 _MARK: Final = "@deployml "
 _places: list[int] = []
 

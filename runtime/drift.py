@@ -123,9 +123,7 @@ def _sites(old: Sequence[LockedSite], new: Sequence[LockedSite]) -> Iterator[Fin
     before, after = _placed(old), _placed(new)
     lost = [before[key] for key in before if key not in after]
     come = [after[key] for key in after if key not in before]
-    if (
-        lost and len(lost) == len(come) and not set(before) & set(after)
-    ):  # every path changed: compare by order
+    if lost and len(lost) == len(come) and not set(before) & set(after):  # every path changed: compare by order
         pairs, lost, come = list(zip(old, new, strict=True)), [], []
     else:
         pairs = [(before[key], after[key]) for key in before if key in after]
@@ -200,14 +198,10 @@ def _operators(old: Mapping[str, int], new: Mapping[str, int]) -> Iterator[Findi
     )
     if not names:
         return
-    listed = [
-        f"{n.removeprefix('com.microsoft::')} {old.get(n, 0)} -> {new.get(n, 0)}" for n in names[:_LISTED_OPS]
-    ]
+    listed = [f"{n.removeprefix('com.microsoft::')} {old.get(n, 0)} -> {new.get(n, 0)}" for n in names[:_LISTED_OPS]]
     rest = f" and {len(names) - _LISTED_OPS} more" if len(names) > _LISTED_OPS else ""
     counts = f"{sum(old.values())} nodes were locked, there are {sum(new.values())}"
-    yield Finding(
-        kind="operators", where="graph", text=f"operators changed: {', '.join(listed)}{rest}; {counts}"
-    )
+    yield Finding(kind="operators", where="graph", text=f"operators changed: {', '.join(listed)}{rest}; {counts}")
 
 
 def _values(kind: Side, old: Sequence[LockedValue], new: Sequence[LockedValue]) -> Iterator[Finding]:
@@ -229,9 +223,7 @@ def _values(kind: Side, old: Sequence[LockedValue], new: Sequence[LockedValue]) 
 
 def _value(kind: Side, was: LockedValue, now: LockedValue) -> Iterator[Finding]:
     if was.dtype != now.dtype:
-        yield Finding(
-            kind=kind, where=now.name, text=f"{kind} '{now.name}' was {was.dtype}, is now {now.dtype}"
-        )
+        yield Finding(kind=kind, where=now.name, text=f"{kind} '{now.name}' was {was.dtype}, is now {now.dtype}")
     if was.shape is None or now.shape is None or len(was.shape) != len(now.shape):
         if was.shape != now.shape:
             text = f"{kind} '{now.name}' had the shape {_shape(was.shape)}, has now {_shape(now.shape)}"
@@ -284,9 +276,7 @@ def _weights(old: Mapping[str, str], new: Mapping[str, str], *, decide: bool) ->
         return
     parts = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     listed = ", ".join(parts[:6]) + (f" and {len(parts) - 6} more parts" if len(parts) > 6 else "")
-    advice = (
-        "" if not decide else "; give --against SOURCE to have the results compared, or lock the model anew"
-    )
+    advice = "" if not decide else "; give --against SOURCE to have the results compared, or lock the model anew"
     verdict: Verdict = "fail" if decide else "pass"
     text = f"other weights than those that were locked, in {listed}{advice}"
     yield Finding(kind="weights", where=listed, text=text, verdict=verdict)
@@ -296,6 +286,4 @@ def _versions(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Findin
     names = [n for n in sorted({**old, **new}) if old.get(n) != new.get(n)]
     if names:
         listed = ", ".join(f"{n} {old.get(n, 'none')} -> {new.get(n, 'none')}" for n in names)
-        yield Finding(
-            kind="versions", where="versions", text=f"made with other versions: {listed}", verdict="pass"
-        )
+        yield Finding(kind="versions", where="versions", text=f"made with other versions: {listed}", verdict="pass")

@@ -145,9 +145,7 @@ def read_lock(path: Path) -> Lock:
         InputError: if it is missing, no lock, or of a newer form.
     """
     if not path.is_file():
-        raise InputError(
-            f"there is no lock '{path}'", hint="make one of a model you trust: deployml lock X.onnx"
-        )
+        raise InputError(f"there is no lock '{path}'", hint="make one of a model you trust: deployml lock X.onnx")
     try:
         lock = from_json(path.read_text(encoding="utf-8"), Lock)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -199,13 +199,24 @@ def _severity(found: Comparison) -> tuple[bool, float]:
     return found.verdict == "fail", found.needed / found.granted
 
 
+#: What is said of a culprit that is no pass.
+_STAGES: Final[Mapping[str, str]] = {
+    "translation": "the graph is wrong before any pass ran: the translation from the source is at fault",
+    "onnxruntime": "the graph before any pass is right, and wrong once onnxruntime optimises it",
+    "sibling": "the unfused graph beside it differs from this source too: another source, or a wrong translation",
+    "node": "the first wrong value that the unfused graph beside it does not have",
+    "not bisected": "the first wrong step was not found",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Culprit:
     """The first step of a run after which results were wrong.
 
     Attributes:
         stage: "translation" (the graph before any pass is wrong already), "onnxruntime" (that graph is right unless
-            onnxruntime optimises it), or the name of the pass.
+            onnxruntime optimises it), "sibling" (the unfused graph that lies beside a file differs too), "node" (the
+            first node that differs from it, whatever made that), "not bisected", or the name of the pass.
         rule: Code of the rule, None for a pass over the whole graph.
         at: Name of the node that the rule was applied at, or of the first node with a wrong value.
         module_path: Dotted path of the torch module that the node came from.
@@ -232,12 +243,8 @@ class Culprit:
 
     def sentence(self) -> str:
         """What went wrong where, and what to look at."""
-        if self.stage == "translation":
-            said = "the graph is wrong before any pass ran: the translation from the source is at fault"
-        elif self.stage == "onnxruntime":
-            said = "the graph before any pass is right, and wrong once onnxruntime optimises it"
-        else:
-            said = f"the first wrong step is the pass {self.stage}" + (f", rule {self.rule}" if self.rule else "")
+        said = _STAGES.get(self.stage, f"the first wrong step is the pass {self.stage}")
+        said += f", rule {self.rule}" if self.rule else ""
         place = self.module_path or self.source
         said += (f", at node '{self.at}'" if self.at else "") + (f" ({place})" if place else "")
         if self.output is not None and self.error is not None:

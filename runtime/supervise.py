@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,7 +188,7 @@ def _judged(status: int, said: bytes, arguments: Sequence[str]) -> int:
         return int(end)
     if 0 <= status < 256:
         return status
-    _clear_up(crumbs.last(said, "model"))
+    _clear_up(crumbs.last(said, "model"), crumbs.last(said, "scratch"))
     name = _signal_name(status)
     if status < 0 and name not in (*_CRASHES, "SIGKILL"):
         return 128 - status
@@ -209,8 +210,10 @@ def _judged(status: int, said: bytes, arguments: Sequence[str]) -> int:
     )
 
 
-def _clear_up(model: str | None) -> None:
+def _clear_up(model: str | None, scratch: str | None) -> None:
     """Take away the drafts of files that the process was writing, or finish the renames of complete ones."""
+    if scratch is not None and Path(scratch).name.startswith(crumbs.SCRATCH):
+        shutil.rmtree(scratch, ignore_errors=True)
     if model is not None:
         with suppress(OSError):
             recover(Path(model))

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 import deployml
+from deployml.custom_ops import library_path
 from deployml.runtime.integrations.triton import Tensor, config_text
 
 STRING, INT32, INT64, MESSAGE, ENUM = 9, 5, 3, 11, 14
@@ -137,8 +138,55 @@ def test_a_version_is_never_written_over(deployml_command, exported, tmp_path):
     assert deployml_command(*arguments, "--version", "2").status == 0
 
 
+def test_a_configuration_that_says_other_things_is_not_lost(deployml_command, exported, tmp_path):
+    arguments = ("package", exported, "-o", tmp_path)
+    assert deployml_command(*arguments, "--max-batch", "4").status == 0
+    config = tmp_path / "encoder" / "config.pbtxt"
+    config.write_text(config.read_text() + "# tuned by hand\n")
+    before = config.read_text()
+    ran = deployml_command(*arguments, "--version", "2")
+    assert ran.status == 2 and "- max_batch_size: 4" in ran.err and "+ max_batch_size: 0" in ran.err
+    assert "--config keep" in ran.err and "- # tuned by hand" in ran.err
+    assert not (tmp_path / "encoder" / "2").exists() and config.read_text() == before
+    assert deployml_command(*arguments, "--version", "2", "--config", "keep").status == 0
+    assert config.read_text() == before
+    assert deployml_command(*arguments, "--version", "3", "--config", "replace").status == 0
+    assert "max_batch_size: 0" in config.read_text() and "by hand" not in config.read_text()
+
+
+@pytest.mark.skipif(library_path("cpu") is None, reason="not run: the CPU library is not built")
+def test_the_op_library_of_another_version_is_named_while_it_is_the_same(exported, tmp_path):
+    deployml.package(exported, output=tmp_path)
+    config = tmp_path / "encoder" / "config.pbtxt"
+    before = config.read_text()
+    made = deployml.package(exported, output=tmp_path, version=2)
+    assert config.read_text() == before and any("in version 1: keep" in note for note in made.notes)
+    library = next((tmp_path / "encoder" / "1").glob("*.so"))
+    library.write_bytes(library.read_bytes() + b"other")
+    with pytest.raises(deployml.InputError, match="has a config.pbtxt already"):
+        deployml.package(exported, output=tmp_path, version=3)
+
+
+@pytest.mark.skipif(library_path("cpu") is None, reason="not run: the CPU library is not built")
+def test_a_library_without_kernels_for_the_gpu_is_said(exported, tmp_path):
+    made = deployml.package(exported, output=tmp_path, target="rocm")
+    assert any("no rocm kernels" in note and "--backend hip" in note for note in made.notes)
+
+
+def test_a_version_is_a_number(exported, tmp_path):
+    with pytest.raises(deployml.InputError, match="'2' is no version"):
+        deployml.package(exported, output=tmp_path, version="2")
+
+
 @pytest.mark.parametrize(
-    ("options", "words"), [(("--name", "../up"), "is no name"), (("--format", "kserve"), "kserve")]
+    ("options", "words"),
+    [
+        (("--name", "../up"), "is no name"),
+        (("--name", "模型"), "Latin letters"),
+        (("--format", "kserve"), "kserve"),
+        (("--repository", "models"), "no absolute path"),
+        (("--config", "merge"), "keep or replace"),
+    ],
 )
 def test_what_makes_no_sense_is_refused(deployml_command, exported, tmp_path, options, words):
     ran = deployml_command("package", exported, "-o", tmp_path, *options)

@@ -6,8 +6,10 @@ import atexit
 import faulthandler
 import os
 import signal
+import tempfile
 import time
 
+from deployml.runtime import crumbs
 from deployml.runtime.files import Staging
 from deployml.runtime.progress import Progress
 
@@ -38,6 +40,16 @@ def crashes_with_a_draft(arguments):
     with Staging(arguments[1]) as staging:
         staging.write(os.path.basename(arguments[1]), b"half")
         os.abort()
+
+
+def is_ended_with_a_scratch_folder(arguments):
+    with (
+        tempfile.TemporaryDirectory(prefix=crumbs.SCRATCH, dir=arguments[0]) as folder,
+        crumbs.leave("scratch", folder),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    return 0
 
 
 def crashes_at_the_end(arguments):

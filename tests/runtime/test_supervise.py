@@ -63,6 +63,12 @@ def test_drafts_are_taken_away_and_files_are_whole(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx": b"whole"}
 
 
+def test_a_scratch_folder_is_taken_away(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert supervised(COMMANDS, "is_ended_with_a_scratch_folder", [str(tmp_path)]) == 128 + signal.SIGTERM
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_crash_while_python_goes_down_changes_no_verdict():
     assert supervised(COMMANDS, "crashes_at_the_end", ["check"]) == 3
 

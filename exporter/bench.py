@@ -21,7 +21,7 @@ from .feeding import bench_cases, input_specs
 from .keeping import check_output
 from .measuring import Extras, Footprint, Graph, MakeContender, measure_latency
 from .measuring import sweep as measure_sweep
-from .options import SourceOptions, picked
+from .options import SourceOptions, check_list, picked
 from .reporting import report_on_file
 from .sweeping import parse_sweep, sweep_cases
 
@@ -81,6 +81,7 @@ def bench(
         DeploymlError: if a side cannot be opened, or their inputs differ.
     """
     options, wanted = picked(SourceOptions, locals()), parse_sweep(sweep)
+    check_list("contenders", contenders, "files")
     if page is not None:
         check_writable(page)
         check_output(page, model, (against, inputs_file, *contenders), option="--page")

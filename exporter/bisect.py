@@ -127,7 +127,7 @@ def _given_up(case: Case, error: Exception) -> Evidence:
 def _parted_files(subject: Subject, before: ir.Model, reference: Reference, case: Case) -> Evidence:
     trial = _Trial(subject.graph, _once(reference.run, case), reference.same_dtype, case)
     if trial.is_bad(before):
-        stage = "translation" if replace(trial, optimize="none").is_bad(before) else "onnxruntime"
+        stage = "sibling" if replace(trial, optimize="none").is_bad(before) else "onnxruntime"
         return Evidence(Culprit(stage=stage, case=case.name))
     parting, why = _parted(before, subject.model, case)
     if why is not None:
@@ -137,7 +137,7 @@ def _parted_files(subject: Subject, before: ir.Model, reference: Reference, case
     node = parting.node
     rule = registry.find(str(node.name).rpartition(".")[0])  # rules name their nodes after themselves
     found = Culprit(
-        stage="that made this node",
+        stage="node",
         rule=None if rule is None else rule.code,
         at=node.name,
         module_path=node.metadata_props.get(MODULE_KEY),

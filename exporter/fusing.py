@@ -126,6 +126,12 @@ def check_required(required: str | int | None, sites: Sequence[Site], *, model: 
         )
     if fused >= (len(sites) if count < 0 else count):
         return
+    if count > len(sites):
+        raise VerdictError(
+            f"{model} has {len(sites)} attentions, --require-fused wants {required}",
+            hint=f"nothing was written; ask for --require-fused all, or at most {len(sites)}",
+            report=tuple(sites),
+        )
     declined = [site for site in sites if site.status == "declined"]
     raise VerdictError(
         f"{fused} of {len(sites)} attentions of {model} were fused, --require-fused wants {required}"

@@ -15,12 +15,11 @@ from ..runtime.target import Fusion, Target, TargetName, parse_version
 from ..runtime.versions import onnxruntime_version
 
 __all__ = [
-    "MAX_OPSET",
-    "MIN_ONNXRUNTIME",
     "MIN_OPSET",
     "ExternalData",
     "Options",
     "SourceOptions",
+    "check_list",
     "output_path",
     "picked",
     "require_count",
@@ -32,9 +31,9 @@ ExternalData = Literal["auto", "always", "never"]
 
 #: Opsets the passes are written for, and the newest one that torch translates to.
 MIN_OPSET: Final = 20
-MAX_OPSET: Final = 23
+_MAX_OPSET: Final = 23
 #: Oldest onnxruntime that models are made for.
-MIN_ONNXRUNTIME: Final = (1, 22)
+_MIN_ONNXRUNTIME: Final = (1, 22)
 
 #: The opset of a target when none is asked for: 21 loads everywhere, the standard Attention came with 23.
 _DEFAULT_OPSET: Final[dict[TargetName, int]] = {"cpu": 21, "cuda": 21, "rocm": 21, "portable": 23}
@@ -88,12 +87,8 @@ class Options:
                 hint="leave one of the two out",
             )
         if self.opset is not None and (isinstance(self.opset, bool) or not isinstance(self.opset, int)):
-            raise InputError(f"'{self.opset}' is no opset", hint=f"give a number from {MIN_OPSET} to {MAX_OPSET}")
-        if isinstance(self.disable_fusion, str):
-            raise InputError(
-                f"disable_fusion is the text '{self.disable_fusion}' and not a list of rules",
-                hint=f'give disable_fusion=["{self.disable_fusion}"]',
-            )
+            raise InputError(f"'{self.opset}' is no opset", hint=f"give a number from {MIN_OPSET} to {_MAX_OPSET}")
+        check_list("disable_fusion", self.disable_fusion, "rules")
         if self.external_data not in get_args(ExternalData):
             raise InputError(
                 f"there is no way '{self.external_data}' to store weights",
@@ -110,17 +105,17 @@ class Options:
             InputError: if the target, opset or version is unknown, or they do not go together.
         """
         version = onnxruntime_version() if self.min_onnxruntime is None else parse_version(self.min_onnxruntime)
-        if version < MIN_ONNXRUNTIME:
+        if version < _MIN_ONNXRUNTIME:
             raise InputError(
-                f"models are made for onnxruntime {_text(MIN_ONNXRUNTIME)} or newer, not {_text(version)}",
-                hint=f"give --min-onnxruntime {_text(MIN_ONNXRUNTIME)} or newer",
+                f"models are made for onnxruntime {_text(_MIN_ONNXRUNTIME)} or newer, not {_text(version)}",
+                hint=f"give --min-onnxruntime {_text(_MIN_ONNXRUNTIME)} or newer",
             )
         default = _DEFAULT_OPSET.get(self.target, MIN_OPSET)
         if version < _OPSET_SINCE.get(default, version):
             default = _ANYWHERE
         chosen = self.opset or opset or default
-        if self.opset is not None and not MIN_OPSET <= self.opset <= MAX_OPSET:
-            raise InputError(f"opset {self.opset} is not supported", hint=f"choose --opset {MIN_OPSET} to {MAX_OPSET}")
+        if self.opset is not None and not MIN_OPSET <= self.opset <= _MAX_OPSET:
+            raise InputError(f"opset {self.opset} is not supported", hint=f"choose --opset {MIN_OPSET} to {_MAX_OPSET}")
         if version < _OPSET_SINCE.get(chosen, version):
             raise InputError(
                 f"onnxruntime {_text(version)} does not load opset {chosen}", hint="choose a lower --opset"
@@ -155,6 +150,10 @@ class SourceOptions:
     trust_pickle: bool = False
     allow_globals: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        check_list("inputs", self.inputs, "inputs")
+        check_list("allow_globals", self.allow_globals, "names")
+
     def keywords(self) -> dict[str, Any]:
         """The same as keyword arguments of :func:`deployml.exporter.load.load`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -163,6 +162,16 @@ class SourceOptions:
 def picked(kind: type[_Chosen], arguments: Mapping[str, Any]) -> _Chosen:
     """The options among the arguments of a public function, ``locals()`` at its start."""
     return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
+
+
+def check_list(name: str, given: Any, of: str) -> None:
+    """Refuse a text where a list is wanted: Python would take it letter by letter.
+
+    Raises:
+        InputError: saying how to write it.
+    """
+    if isinstance(given, str | Path):
+        raise InputError(f"{name} is the text '{given}' and not a list of {of}", hint=f'give {name}=["{given}"]')
 
 
 def require_count(required: Any) -> int | None:
@@ -190,7 +199,8 @@ def output_path(output: str | Path) -> Path:
     path = Path(output).expanduser()
     if path.suffix.lower() != ".onnx" or not path.stem:
         raise InputError(
-            f"'{path}' is no name for an ONNX file", hint=f"let it end in .onnx: -o {path.name or 'model'}.onnx"
+            f"'{path}' is no name for an ONNX file",
+            hint=f"let it end in .onnx: -o {path.with_name(path.name + '.onnx') if path.name else 'model.onnx'}",
         )
     check_writable(path)
     return path

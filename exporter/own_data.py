@@ -16,6 +16,8 @@ __all__ = ["own_cases"]
 _FORMS: Final = (".npz", ".pt")
 _HINT: Final = "give a folder of .npz (numpy.savez) or .pt files (torch.save of a dict), one set of inputs each"
 
+_PYTHON_HINT: Final = 'give a folder, or a list of {"input_ids": array, ...}, as a generator may yield them too'
+
 
 def own_cases(data: str | Path | Iterable[Mapping[str, Any]], specs: Sequence[InputSpec]) -> tuple[Case, ...]:
     """Cases to compare on.
@@ -27,6 +29,8 @@ def own_cases(data: str | Path | Iterable[Mapping[str, Any]], specs: Sequence[In
     Raises:
         InputError: if there are none, or one does not fit the inputs; names the file.
     """
+    if not isinstance(data, str | Path | Iterable):
+        raise InputError(f"data is {_a(data)}, and not inputs to compare on", hint=_PYTHON_HINT)
     named = _files(Path(data).expanduser()) if isinstance(data, str | Path) else _given(data)
     cases = tuple(_case(name, arrays, specs) for name, arrays in named)
     if not cases:
@@ -48,8 +52,14 @@ def _files(place: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _given(data: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, arrays in enumerate(data):
+    for number, arrays in enumerate([data] if isinstance(data, Mapping) else data):
+        if not isinstance(arrays, Mapping):
+            raise InputError(f"data {number} is {_a(arrays)}, and no set of named arrays", hint=_PYTHON_HINT)
         yield f"data {number}", arrays
+
+
+def _a(value: object) -> str:
+    return f"of the type {type(value).__name__}"
 
 
 def _case(name: str, arrays: Mapping[str, Any], specs: Sequence[InputSpec]) -> Case:

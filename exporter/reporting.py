@@ -14,7 +14,7 @@ from .against import Source, Subject
 from .fusing import Fused
 from .options import Options
 
-__all__ = ["NOT_ASKED", "make_report", "properties_of", "report_on_file", "total_verdict"]
+__all__ = ["NOT_ASKED", "make_report", "properties_of", "report_on_file"]
 
 #: Why a check did not run, when the user switched it off.
 NOT_ASKED: Mapping[str, str] = {"validate": "switched off (--no-validate)", "bench": "switched off (--no-bench)"}
@@ -23,7 +23,7 @@ NOT_ASKED: Mapping[str, str] = {"validate": "switched off (--no-validate)", "ben
 _MAKERS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime", "transformers")
 
 
-def total_verdict(parity: ParityReport | None, latency: LatencyReport | None) -> Verdict:
+def _total_verdict(parity: ParityReport | None, latency: LatencyReport | None) -> Verdict:
     """The verdict of a whole run: a failure wins, then what could not be decided; "not-run" where nothing was held."""
     verdicts = [part.verdict for part in (parity, latency) if part is not None]
     if not verdicts:
@@ -67,7 +67,7 @@ def make_report(
         skipped["fusion"] = "attention was left unfused (--no-fuse-attention)"
     return Report(
         command=command,
-        verdict=total_verdict(parity, latency),
+        verdict=_total_verdict(parity, latency),
         model=files["model"],
         source=source,
         target=target.name,
@@ -104,7 +104,7 @@ def report_on_file(
     done = {"validate": parity, "bench": latency}
     return Report(
         command=command,
-        verdict=total_verdict(parity, latency),
+        verdict=_total_verdict(parity, latency),
         model=subject.graph.path.name,
         source=subject.graph.path.name if source is None else source.name,
         target=subject.graph.target,

@@ -204,7 +204,7 @@ _STAGES: Final[Mapping[str, str]] = {
     "translation": "the graph is wrong before any pass ran: the translation from the source is at fault",
     "onnxruntime": "the graph before any pass is right, and wrong once onnxruntime optimises it",
     "sibling": "the unfused graph beside it differs from this source too: another source, or a wrong translation",
-    "node": "the first wrong value that the unfused graph beside it does not have",
+    "node": "it first differs from the unfused graph beside it",
     "not bisected": "the first wrong step was not found",
 }
 

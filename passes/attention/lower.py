@@ -101,7 +101,9 @@ def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
         if refusals and refusals[0].rule == "ATT100":
             break
         if not engine.enabled(rule):
-            refusals.append(Decline(rule=rule.code, at=str(node.name), reason="disabled", detail="switched off"))
+            at, code = str(node.name), rule.code
+            off = Decline(rule=code, at=at, reason="disabled", detail=f"switched off (--disable-fusion {code})")
+            refusals.append(off)
             continue
         engine.refused = None
         applied = engine.attempt(rule, node)

@@ -47,7 +47,7 @@ def lower_recurrences(engine: Engine) -> None:
 def _lower(engine: Engine, node: ir.Node, index: int) -> SiteRecord:
     common = _common(node, index)
     target = engine.context.target
-    reason, detail = "disabled", "switched off"
+    reason, detail = "disabled", f"switched off (--disable-fusion {_RULE.code})"
     if engine.enabled(_RULE):
         engine.refused = None
         applied = engine.attempt(_RULE, node)

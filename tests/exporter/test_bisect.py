@@ -136,9 +136,21 @@ def test_validate_names_the_first_node_that_parts_from_the_sibling(source, tmp_p
     ran = deployml_command("validate", tmp_path / "m.onnx", "--against", source)
     assert ran.status == 1
     said = " ".join(ran.out.split())
-    assert "at node 'fourth'" in said and "m.bisect.onnx with m.bisect.npz shows it" in said
+    assert "it first differs from the unfused graph beside it, at node 'fourth'" in said and "the pass" not in said
+    assert "m.bisect.onnx with m.bisect.npz shows it" in said
     error, operators = shows(tmp_path, "m")
     assert error > 0.01 and operators == ["Erf", "Tanh"]
+    (tmp_path / "m.onnx").write_bytes(source.read_bytes())
+    assert deployml_command("validate", tmp_path / "m.onnx", "--against", source).status == 0
+    assert not list(tmp_path.glob("*bisect*"))
+
+
+def test_another_source_is_not_laid_on_the_translation(source, tmp_path):
+    for name in ("m.onnx", "m.unfused.onnx"):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    onnx.save(parser.parse_model(TEXT.replace("0.9, 0.1, -0.3", "0.9, 0.7, -0.3")), tmp_path / "other.onnx")
+    culprit = deployml.validate(tmp_path / "m.onnx", against=tmp_path / "other.onnx").culprit
+    assert culprit.stage == "sibling" and "another source, or a wrong translation" in culprit.sentence()
 
 
 def test_a_failure_raised_on_request_names_the_step(source, tmp_path, trusting, monkeypatch):
@@ -228,3 +240,4 @@ def test_a_search_that_fails_does_not_take_the_verdict_with_it(source, tmp_path,
     report = deployml.optimize(source, output=tmp_path / "out.onnx", html=False).report
     assert report.verdict == "fail" and report.parity.verdict == "fail"
     assert report.culprit.note == "the search for it ended: RuntimeError: the passes did not repeat"
+    assert report.culprit.sentence().startswith("the first wrong step was not found; the search")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -103,6 +104,7 @@ def test_disabled_rules_do_not_run(module, tmp_path):
     )
     (site,) = artifact.report.sites
     assert (site.status, site.reason) == ("declined", "disabled")
+    assert re.fullmatch(r"switched off \(--disable-fusion ATT\d+\)", site.detail)
 
 
 def test_portable_emits_standard_operators_only(module, tmp_path):

@@ -163,7 +163,7 @@ def test_the_op_library_of_another_version_is_named_while_it_is_the_same(exporte
     assert config.read_text() == before and any("in version 1: keep" in note for note in made.notes)
     library = next((tmp_path / "encoder" / "1").glob("*.so"))
     library.write_bytes(library.read_bytes() + b"other")
-    with pytest.raises(deployml.InputError, match="has a config.pbtxt already"):
+    with pytest.raises(deployml.InputError, match="which serves every version"):
         deployml.package(exported, output=tmp_path, version=3)
 
 

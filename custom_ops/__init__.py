@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .libraries import DOMAIN, Backend, available, built_for, library_for, library_path, register
+from .libraries import DOMAIN, Backend, available, built_for, library_for, library_path, register, registering
 
-__all__ = ["DOMAIN", "Backend", "available", "built_for", "library_for", "library_path", "register"]
+__all__ = ["DOMAIN", "Backend", "available", "built_for", "library_for", "library_path", "register", "registering"]

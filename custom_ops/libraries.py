@@ -16,7 +16,7 @@ from ..runtime.errors import ToolchainError
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
 
-__all__ = ["DOMAIN", "Backend", "available", "built_for", "library_for", "library_path", "register"]
+__all__ = ["DOMAIN", "Backend", "available", "built_for", "library_for", "library_path", "register", "registering"]
 
 #: Domain of every operator of this project.
 DOMAIN: Final = "deployml"
@@ -83,7 +83,7 @@ def register(options: SessionOptions, target: str = "cpu", *, only: Collection[s
     if path is None:
         return ()
     try:
-        with _limited(path, only):
+        with registering(path, only):
             options.register_custom_ops_library(str(path))
     except Exception as error:
         raise ToolchainError(
@@ -94,8 +94,13 @@ def register(options: SessionOptions, target: str = "cpu", *, only: Collection[s
 
 
 @contextmanager
-def _limited(path: Path, only: Collection[str] | None) -> Iterator[None]:
-    """Within it, this thread registers these operators of a library alone."""
+def registering(path: Path, only: Collection[str] | None) -> Iterator[None]:
+    """Within it, this thread registers these operators of a library alone; None or nothing stands for all.
+
+    Args:
+        path: One of the project's libraries.
+        only: Names of operators, such as "FlashAttention_packed_mask".
+    """
     if not only:
         yield
         return

@@ -74,8 +74,13 @@ def test_always_goes_by_the_class_of_the_kernel():
 def test_what_was_not_measured_has_no_cost():
     assert costs_of(site(64, softcap=30.0), target()) == {}
     assert costs_of(site(64, kv_heads=2), target()) == {}
-    assert costs_of(site(64), target(cpu_isa="portable")) == {}
     assert costs_of(site(64), target(name="cuda")) == {}
+
+
+def test_each_instruction_set_has_rows_of_its_own():
+    found = {isa: costs_of(site(512), target(cpu_isa=isa)) for isa in CPU_ISAS}
+    assert all(OWN in costs for costs in found.values())
+    assert found["avx512"][OWN] < found["avx2"][OWN] < found["portable"][OWN]
 
 
 def test_unknown_words_are_refused():

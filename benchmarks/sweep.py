@@ -3,7 +3,7 @@
 The zoo (tests/zoo) holds models whose configuration somebody wrote; this run holds the others. Sizes are set by the
 names of the fields of each configuration alone, no type is treated apart. Every model runs in a process of its own,
 in a time box, and adds one line to a JSON file: what became of each attention and whether the fused graph agrees with
-eager. A second run goes on where the first stopped. ``--page`` writes what was found as a table.
+eager. A second run goes on where the first stopped.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ import onnx_ir as ir
 
 from ..passes.attention.between import softmaxes
 from ..passes.attention.present import is_whole
-from ..passes.graph import census, dims, op_name
+from ..passes.graph import census, op_name
 from ..runtime.lock import CONSTANTS, Lock, LockedLatency, LockedParity, LockedSite, LockedValue
 from ..runtime.report import Report, Site
 from .beside import report_beside
 from .invariants import signature_of
 from .source_map import MODULE_KEY, SOURCE_KEY
+from .wiring import Contents, attribute_texts, contents_of, wiring_of
 
 __all__ = ["lock_of", "nan_weights", "plain_nodes"]
 
@@ -36,7 +37,13 @@ def lock_of(path: Path, model: ir.Model, *, weights: bool = True) -> Lock:
         weights: Whether to digest the weights, which reads them all.
     """
     report = report_beside(path, model)
-    known = signature_of(model)
+    known, digests = signature_of(model), dict[int, bytes]()
+
+    def contents(tensor: ir.TensorProtocol) -> bytes:
+        if id(tensor) not in digests:  # the weights are read once, though two digests are made of them
+            digests[id(tensor)] = contents_of(tensor)
+        return digests[id(tensor)]
+
     return Lock(
         model=path.name,
         target=model.metadata_props.get("deployml.target") or (report.target if report is not None else None),
@@ -46,7 +53,9 @@ def lock_of(path: Path, model: ir.Model, *, weights: bool = True) -> Lock:
         outputs=_values(known.outputs),
         sites=_sites(model, report),
         census=census(model),
-        weights=_digests(model) if weights else {},
+        weights=_digests(model, contents) if weights else {},
+        wiring=wiring_of(model),
+        computation=wiring_of(model, contents) if weights else None,
         versions=_versions(model),
         parity=_parity(report),
         latency=_latency(report),
@@ -116,7 +125,8 @@ def _sites(model: ir.Model, report: Report | None) -> tuple[LockedSite, ...]:
     found = []
     for node in model.graph.all_nodes():
         if is_whole(node):
-            found.append(LockedSite(status="fused", op=op_name(node), **_place(node)))
+            attributes = attribute_texts(node)
+            found.append(LockedSite(status="fused", op=op_name(node), attributes=attributes, **_place(node)))
         elif id(node) in attending:
             found.append(LockedSite(status="declined", nodes=plain_nodes(node), **_place(node)))
     return tuple(found)
@@ -139,6 +149,7 @@ def _reported(site: Site, node: ir.Node | None) -> LockedSite:
         reason=site.reason,
         detail=site.detail,
         source=site.source,
+        attributes={} if not fused or node is None else attribute_texts(node),
     )
 
 
@@ -146,25 +157,15 @@ def _initializers(model: ir.Model) -> list[ir.Value]:
     return [v for graph in model.graphs() for v in graph.initializers.values()]
 
 
-def _digests(model: ir.Model) -> dict[str, str]:
+def _digests(model: ir.Model, contents: Contents) -> dict[str, str]:
     """Part of the model to a digest of its weights' contents, whatever they are called and stored like."""
     parts: dict[str, list[bytes]] = {}
     for value in _initializers(model):
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        head = f"{tensor.dtype}{list(dims(value) or tensor.shape.numpy())}".encode()
-        parts.setdefault(_part(str(value.name)), []).append(hashlib.sha256(head + _contents(tensor)).digest())
+        if value.const_value is not None:
+            parts.setdefault(_part(str(value.name)), []).append(contents(value.const_value))
     return {
         name: hashlib.sha256(b"".join(sorted(found))).hexdigest()[:_DIGITS] for name, found in sorted(parts.items())
     }
-
-
-def _contents(tensor: ir.TensorProtocol) -> bytes:
-    if tensor.dtype != ir.DataType.STRING:
-        return tensor.tobytes()
-    texts = [t if isinstance(t, bytes) else str(t).encode() for t in tensor.numpy().ravel().tolist()]
-    return b"".join(len(t).to_bytes(8) + t for t in texts)
 
 
 def _part(name: str) -> str:

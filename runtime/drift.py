@@ -16,6 +16,7 @@ __all__ = ["CheckReport", "Finding", "differences", "verdict_of"]
 Kind = Literal[
     "site",
     "operators",
+    "wiring",
     "input",
     "output",
     "axis",
@@ -111,7 +112,10 @@ def differences(locked: Lock, now: Lock, *, weights_decide: bool = True) -> tupl
         *_values("input", locked.inputs, now.inputs),
         *_values("output", locked.outputs, now.outputs),
         *_opsets(locked, now),
-        *_weights(_without_constants(locked, now), now.weights, decide=weights_decide),
+    ]
+    found += [
+        *([] if found else _wiring(locked, now)),
+        *_weights(locked, now, decide=weights_decide),
         *_versions(locked.versions, now.versions),
     ]
     order = {"fail": 0, "inconclusive": 1}
@@ -145,6 +149,13 @@ def _became(was: LockedSite, site: LockedSite) -> Iterator[str]:
     if was.op != site.op or was.status != site.status:
         better = "" if was.status == "fused" else "; if that is welcome, lock it: deployml lock"
         yield f"was {_form(was)}, is now {_form(site)}{_because(site)}{better}"
+    elif was.attributes and was.attributes != site.attributes:
+        yield f"computes something else: {_changed(was.attributes, site.attributes)}"
+
+
+def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    names = [name for name in sorted({**old, **new}) if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}" for name in names)
 
 
 def _form(site: LockedSite) -> str:
@@ -262,6 +273,14 @@ def _opsets(locked: Lock, now: Lock) -> Iterator[Finding]:
         yield Finding(kind="opset", where="IR version", text=text)
 
 
+def _wiring(locked: Lock, now: Lock) -> Iterator[Finding]:
+    """The same operators, each as often: what is left to differ is what they are told and what they read."""
+    if None in (locked.wiring, now.wiring) or locked.wiring == now.wiring:
+        return
+    text = "the operators are the locked ones, but some have other attributes or axes, or read other values"
+    yield Finding(kind="wiring", where="graph", text=f"{text}; give --against SOURCE, or lock the model anew")
+
+
 def _without_constants(locked: Lock, now: Lock) -> Mapping[str, str]:
     """A graph with other operators has other constants, which is said already."""
     if locked.census == now.census or CONSTANTS not in {**locked.weights, **now.weights}:
@@ -270,16 +289,26 @@ def _without_constants(locked: Lock, now: Lock) -> Mapping[str, str]:
     return {**kept, **({CONSTANTS: now.weights[CONSTANTS]} if CONSTANTS in now.weights else {})}
 
 
-def _weights(old: Mapping[str, str], new: Mapping[str, str], *, decide: bool) -> Iterator[Finding]:
+def _weights(locked: Lock, now: Lock, *, decide: bool) -> Iterator[Finding]:
     """A digest of all parts together would say that something changed; one for each part says where."""
-    if not old or sorted(old.values()) == sorted(new.values()):
+    old, new = _without_constants(locked, now), now.weights
+    if not old or _same_weights(locked, now, old):
         return
     parts = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     listed = ", ".join(parts[:6]) + (f" and {len(parts) - 6} more parts" if len(parts) > 6 else "")
+    said = f"other weights than those that were locked, in {listed}"
+    if not parts:
+        said = "the weights are the locked ones, but some stand in each other's place within their layer"
     advice = "" if not decide else "; give --against SOURCE to have the results compared, or lock the model anew"
     verdict: Verdict = "fail" if decide else "pass"
-    text = f"other weights than those that were locked, in {listed}{advice}"
-    yield Finding(kind="weights", where=listed, text=text, verdict=verdict)
+    yield Finding(kind="weights", where=listed or "graph", text=f"{said}{advice}", verdict=verdict)
+
+
+def _same_weights(locked: Lock, now: Lock, old: Mapping[str, str]) -> bool:
+    """Whether each weight stands where it stood; in a graph that is wired otherwise, whether all are there."""
+    if locked.computation is not None and now.computation is not None and locked.wiring == now.wiring:
+        return locked.computation == now.computation
+    return sorted(old.values()) == sorted(now.weights.values())
 
 
 def _versions(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: Version of the form. The first number changes when a field is removed or changes its meaning.
-LOCK_VERSION: Final = "1.0"
+LOCK_VERSION: Final = "1.1"
 #: Part of :attr:`Lock.weights` that holds what belongs to no module.
 CONSTANTS: Final = "constants"
 
@@ -55,6 +55,7 @@ class LockedSite:
         reason: Reason code of a decline.
         detail: A sentence on a decline.
         source: "file.py:123" of the code that called it.
+        attributes: Of the node that computes it, when fused: name to value, as text.
     """
 
     where: str
@@ -66,6 +67,7 @@ class LockedSite:
     reason: str | None = None
     detail: str | None = None
     source: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,8 @@ class Lock:
         sites: Its attentions, in topological order.
         census: Qualified operator name to count.
         weights: Part of the model ("encoder.layer.0") to a digest of its weights; empty to leave weights out.
+        wiring: Digest of operators, attributes and what reads what, without names; None in a lock of form 1.0.
+        computation: The same with the weights, each where it is read; None there too, and where weights are left out.
         versions: Packages that made the model.
         parity: When the model's report held one.
         latency: The same.
@@ -114,6 +118,8 @@ class Lock:
     sites: tuple[LockedSite, ...] = ()
     census: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    wiring: str | None = None
+    computation: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: LockedParity | None = None
     latency: LockedLatency | None = None

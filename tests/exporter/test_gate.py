@@ -314,3 +314,86 @@ def test_a_lock_reads_back(work):
 
     assert read_lock(work.with_name("m.lock.json")) == lock(work)
     assert isinstance(ir.load(work), ir.Model)
+
+
+def own_attribute(name: str, value):
+    """Give every attention another value of an attribute."""
+    kind = {"type": onnx.AttributeProto.INT, "i": value}
+    if isinstance(value, float):
+        kind = {"type": onnx.AttributeProto.FLOAT, "f": value}
+
+    def edit(model):
+        nodes = [node for node in model.graph.node if node.op_type.startswith("FlashAttention")]
+        assert nodes
+        for node in nodes:
+            kept = [a for a in node.attribute if a.name != name]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.AttributeProto(name=name, **kind)])
+
+    return edit
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [("causal", 1, "causal"), ("scale", 1.0606601, " -> 1.0606601")])
+def test_other_attributes_of_an_attention_are_caught(work, name, value, said):
+    edited(work, own_attribute(name, value))
+    text = texts(work)
+    assert "layers 0-1 attention (encoder.layer.0-1.attention), 2 of them, computes something else: " in text
+    assert said in text
+
+
+def swapped(one: str, other: str):
+    """Let the readers of two weights read each other's."""
+
+    def edit(model):
+        names = [n for node in model.graph.node for n in node.input]
+        assert one in names and other in names, names
+        for node in model.graph.node:
+            node.input[:] = [{one: other, other: one}.get(n, n) for n in node.input]
+
+    return edit
+
+
+def test_weights_that_changed_places_are_caught(work):
+    edited(work, swapped("encoder.layer.0.attention.o.weight", "encoder.layer.1.attention.o.weight"))
+    assert "stand in each other's place" in texts(work)
+    assert check(work, against=work.with_name("source.onnx")).failures[0].kind == "parity"
+
+
+def test_operators_that_read_other_values_are_caught_and_another_order_is_none(tmp_path):
+    text = CHAIN.format(body="  a = Tanh (x)\n  b = Erf (x)\n  c = Sub (a, b)\n  y = Sigmoid (c)")
+    onnx.save(parser.parse_model(text), tmp_path / "m.onnx")
+    lock(tmp_path / "m.onnx")
+    moved = text.replace("  a = Tanh (x)\n  b = Erf (x)", "  b = Erf (x)\n  a = Tanh (x)")
+    onnx.save(parser.parse_model(moved), tmp_path / "m.onnx")
+    assert check(tmp_path / "m.onnx").findings == ()
+    onnx.save(parser.parse_model(text.replace("(a, b)", "(b, a)")), tmp_path / "m.onnx")
+    assert "read other values" in texts(tmp_path / "m.onnx")
+
+
+def test_other_names_and_another_storage_are_no_difference(work):
+    def rename(model):
+        inner = {o: f"v{i}" for i, node in enumerate(model.graph.node) for o in node.output if o and o != "y"}
+        inner |= {w.name: f"{w.name}.renamed" for w in model.graph.initializer}
+        for node in model.graph.node:
+            node.input[:] = [inner.get(n, n) for n in node.input]
+            node.output[:] = [inner.get(n, n) for n in node.output]
+        for weight in model.graph.initializer:
+            weight.name = inner[weight.name]
+        del model.graph.value_info[:]
+
+    edited(work, rename)
+    model = onnx.load(work)
+    onnx.save(model, work, save_as_external_data=True, location="apart.bin", size_threshold=1024)
+    assert check(work).findings == ()
+
+
+def test_an_old_lock_is_still_read(work):
+    place = work.with_name("m.lock.json")
+    old = json.loads(place.read_text()) | {"lock": "1.0"}
+    del old["wiring"], old["computation"]
+    for site in old["sites"]:
+        del site["attributes"]
+    place.write_text(json.dumps(old))
+    assert check(work).findings == ()
+    edited(work, spoil_weight(2.5))
+    assert "other weights than those that were locked, in encoder.layer.1;" in texts(work)

@@ -48,7 +48,7 @@ def explain(subject: str | Path, *, target: TargetName = "cpu", progress: bool |
         )
     with Progress.of(progress) as bars:
         model = open_file(path)
-        return report_beside(path, model) or dry_run(path, model, target, bars)
+        return report_beside(path) or dry_run(path, model, target, bars)
 
 
 def dry_run(path: Path, model: ir.Model, target: TargetName, progress: Progress) -> Report:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..runtime.errors import DeploymlBug, VerdictError
 from ..runtime.feeds import Case
-from ..runtime.files import Staging
+from ..runtime.files import Staging, sha256_of
 from ..runtime.progress import Progress
 from ..runtime.report import LatencyReport, ParityReport, Report
 from ..runtime.target import Target
@@ -121,6 +121,7 @@ def finish(
             options=options,
             fused=fused,
             files={**files, "report": names.report, **companions.files(names, html=options.html, culprit=culprit)},
+            digests={role: sha256_of(staging.path(files[role])) for role in ("model", "data") if role in files},
             parity=parity,
             latency=latency,
             culprit=culprit,

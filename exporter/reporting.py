@@ -52,6 +52,7 @@ def make_report(
     options: Options,
     fused: Fused,
     files: Mapping[str, str],
+    digests: Mapping[str, str],
     parity: ParityReport | None,
     latency: LatencyReport | None,
     culprit: Culprit | None = None,
@@ -85,6 +86,7 @@ def make_report(
         warnings=tuple(dict.fromkeys([*notes, *journal.notes])),
         not_run=skipped,
         files=dict(files),
+        digests=dict(digests),
         libraries=tuple(libraries),
         stages=tuple(stages),
     )

@@ -36,7 +36,7 @@ def lock_of(path: Path, model: ir.Model, *, weights: bool = True) -> Lock:
         model: The same, read.
         weights: Whether to digest the weights, which reads them all.
     """
-    report = report_beside(path, model)
+    report = report_beside(path)
     known, digests = signature_of(model), dict[int, bytes]()
 
     def contents(tensor: ir.TensorProtocol) -> bytes:

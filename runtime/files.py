@@ -10,6 +10,7 @@ between there is no model at such a name, rather than an old model with new weig
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,16 @@ try:
 except ImportError:  # Windows: without locks an abandoned folder is told by its seal alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Staging", "append_text", "atomic_write", "check_apart", "check_writable", "recover", "same_place"]
+__all__ = [
+    "Staging",
+    "append_text",
+    "atomic_write",
+    "check_apart",
+    "check_writable",
+    "recover",
+    "same_place",
+    "sha256_of",
+]
 
 _SEAL: Final = "PLAN.json"
 _LOCK: Final = "LOCK"
@@ -105,6 +115,12 @@ def check_writable(model: str | Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def same_place(one: Path, other: Path) -> bool:

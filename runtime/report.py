@@ -16,7 +16,10 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
+
+from .files import sha256_of
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -384,6 +387,7 @@ class Report:
         warnings: What the user should know and did not ask.
         not_run: Check name to the reason it was not run.
         files: Role ("model", "data", "unfused", "report", "html") to file name.
+        digests: SHA-256 of the files with the roles "model" and "data", by role: whose report this is.
         libraries: Op libraries the model needs ("deployml" domain), by file name.
         stages: Wall time and memory by stage.
         schema: Version of this form.
@@ -408,6 +412,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     not_run: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     schema: str = SCHEMA_VERSION
@@ -421,6 +426,16 @@ class Report:
     def declined(self) -> tuple[Site, ...]:
         """The sites that did not."""
         return tuple(s for s in self.sites if s.status == "declined")
+
+    def is_of(self, model: Path) -> bool:
+        """Whether this is the report of the run that wrote this very file, and its weights beside it."""
+        places = {"model": model, "data": model.parent / Path(self.files.get("data", "")).name}
+        try:
+            return "model" in self.digests and all(
+                role in places and sha256_of(places[role]) == digest for role, digest in self.digests.items()
+            )
+        except OSError:
+            return False
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as JSON text, keys in field order; infinities and NaN as strings."""

@@ -46,7 +46,7 @@ def log_model(
 
     Raises:
         ToolchainError: if MLflow, or what its ONNX flavour needs, is not installed.
-        InputError: if the model or a library cannot be read.
+        InputError: if the model or a library cannot be read, or the report beside the model is that of another file.
     """
     mlflow, onnx = _imported()
     path = Path(model).expanduser()
@@ -119,12 +119,14 @@ def _report_of(path: Path) -> Report | None:
     place = path.with_name(f"{path.stem}.report.json")
     if not place.is_file():
         return None
+    hint = "export the model anew, or move that file away"
     try:
-        return from_json(place.read_text(encoding="utf-8"), Report)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"'{place.name}' is no report of deployml", hint="export the model anew, or move that file away"
-        ) from error
+        report = from_json(place.read_text(encoding="utf-8"), Report)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise InputError(f"'{place.name}' is no report of deployml", hint=hint) from error
+    if not report.is_of(path):
+        raise InputError(f"'{place.name}' is the report of another file than '{path.name}' is now", hint=hint)
+    return report
 
 
 def _signature(proto: Any) -> Any:

@@ -397,3 +397,27 @@ def test_an_old_lock_is_still_read(work):
     assert check(work).findings == ()
     edited(work, spoil_weight(2.5))
     assert "other weights than those that were locked, in encoder.layer.1;" in texts(work)
+
+
+def test_the_report_of_an_earlier_file_is_not_taken_for_this_ones(work, capsys):
+    assert lock(work).parity is not None
+    edited(work, own_attribute("scale", 0.5))
+    assert lock(work).parity is None
+    capsys.readouterr()
+    assert main(["explain", str(work), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parity"] is None
+
+
+@pytest.mark.parametrize("spoiled", ["big.onnx.data", "big.report.json"])
+def test_a_report_goes_with_the_weights_and_says_whose_it_is(locked, tmp_path, spoiled):
+    from deployml.exporter.beside import report_beside
+
+    path = tmp_path / "big.onnx"
+    optimize(locked / "source.onnx", output=path, external_data="always", validate=False, html=False)
+    assert sorted(report_beside(path).digests) == ["data", "model"]
+    place = tmp_path / spoiled
+    if place.suffix == ".json":
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"digests": {}}))
+    else:
+        place.write_bytes(place.read_bytes()[::-1])
+    assert report_beside(path) is None

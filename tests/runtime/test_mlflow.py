@@ -67,6 +67,16 @@ def test_what_cannot_be_logged_is_refused(store, tmp_path):
     assert store.active_run() is None
 
 
+def test_the_report_of_another_file_is_not_logged_as_this_ones(exported, tmp_path):
+    for file in exported.parent.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = tmp_path / exported.name
+    assert integration._report_of(model).is_of(exported)
+    model.write_bytes(exported.with_name("encoder.unfused.onnx").read_bytes())
+    with pytest.raises(InputError, match=r"encoder\.report\.json' is the report of another file"):
+        integration._report_of(model)
+
+
 def test_without_mlflow_the_message_names_what_to_install(monkeypatch, tmp_path):
     import sys
 

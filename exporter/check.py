@@ -248,6 +248,7 @@ def _checked(locked: Lock, *, ran: bool, parity: ParityReport | None, latency: L
         f"{len(locked.inputs)} inputs and {len(locked.outputs)} outputs with their axes",
         "opsets and IR version",
     ]
+    said += ["attributes, and what each operator reads"] if locked.wiring is not None else []
     said += ["weights"] if locked.weights else []
     said += ["loads and runs without NaN"] if ran else []
     said += [f"results against {parity.reference}"] if parity is not None else []

@@ -393,8 +393,10 @@ def test_an_old_lock_is_still_read(work):
     del old["wiring"], old["computation"]
     for site in old["sites"]:
         del site["attributes"]
+    assert "attributes, and what each operator reads" in check(work).checked
     place.write_text(json.dumps(old))
-    assert check(work).findings == ()
+    found = check(work)
+    assert found.findings == () and "attributes, and what each operator reads" not in found.checked
     edited(work, spoil_weight(2.5))
     assert "other weights than those that were locked, in encoder.layer.1;" in texts(work)
 

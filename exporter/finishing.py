@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -92,26 +93,14 @@ def finish(
     names = FileNames(output.name)
     fused = fuse(model, target, options, progress)
     check_required(options.require_fused, fused.sites, model=source)
-    properties = properties_of(target, fused)
     libraries = libraries_of(fused.model, target.name)
-    for graph in (fused.model, fused.unfused):
-        stamp(graph, properties=properties)
-    with reproducible(fused.unfused):
-        breach = checker_breach(fused.model)
-        if breach is not None:
-            raise DeploymlBug(breach)
+    _sign(fused, target)
     with Staging(output) as staging:
         with progress.stage("write"):
             files = write_models(staging, names, fused.model, fused.unfused, external_data=options.external_data)
-        written, unfused = (
-            Graph(
-                path=staging.path(name),
-                target=target.name,
-                libraries=libraries,
-                allow_cpu_fallback=options.allow_cpu_fallback,
-            )
-            for name in (names.model, names.unfused)
-        )
+        fallback = options.allow_cpu_fallback
+        graph_at = partial(Graph, target=target.name, libraries=libraries, allow_cpu_fallback=fallback)
+        written, unfused = (graph_at(path=staging.path(name)) for name in (names.model, names.unfused))
         parity, latency, evidence, not_run = _measure(written, unfused, fused, options, checks, progress)
         culprit = None if evidence is None else evidence.write(names, staging.write)
         report = make_report(
@@ -134,6 +123,17 @@ def finish(
         companions.write(staging, names, report, fused, html=options.html)
     _raise_if_asked(report, options)
     return Artifact(output, report)
+
+
+def _sign(fused: Fused, target: Target) -> None:
+    """Write into both graphs what made them, and hold the fused one against the rules of ONNX."""
+    properties = properties_of(target, fused)
+    for graph in (fused.model, fused.unfused):
+        stamp(graph, properties=properties)
+    with reproducible(fused.unfused):
+        breach = checker_breach(fused.model)
+        if breach is not None:
+            raise DeploymlBug(breach)
 
 
 def _measure(

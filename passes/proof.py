@@ -22,7 +22,7 @@ import onnx_ir as ir
 from . import canonical
 from .draw import Plan, level_plans, plans, random_feeds
 from .evaluate import Evaluator, Run, fed_halves, in_double, in_single
-from .graph import Builder, attribute, op_name
+from .graph import Builder, attribute, op_name, scalar
 from .judge import Worst, judge
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
@@ -248,13 +248,25 @@ def _forbidding_above(forbidding: Sequence[ir.Value], cut: Sequence[ir.Value]) -
     found = list(forbidding)
     for value in forbidding:
         node = value.producer()
-        if node is not None and id(value) in moved and op_name(node) in _HANDS_ON:
+        if node is not None and id(value) in moved and _hands_on(node):
             found.extend(v for v in node.inputs if v is not None and v.producer() is not None and _free_float(v))
     return tuple(found)
 
 
+def _hands_on(node: ir.Node) -> bool:
+    """Whether an operator gives minus infinity where an operand has it; a factor must be a constant above 0."""
+    if op_name(node) in ("Mul", "Div"):
+        return any(number is not None and number > 0 for number in map(scalar, node.inputs))
+    return op_name(node) in _HANDS_ON
+
+
 #: Operators that give minus infinity where one of their operands has it.
-_HANDS_ON: Final = frozenset("Add,Where,Expand,Reshape,Unsqueeze,Squeeze,Identity,Slice,Transpose,Cast".split(","))  # noqa: SIM905
+_HANDS_ON: Final = frozenset(
+    {
+        *("Add", "Sum", "Where", "Expand", "Tile", "Pad", "Concat", "Split", "Gather", "Min", "Clip"),
+        *("Reshape", "Unsqueeze", "Squeeze", "Identity", "Slice", "Transpose", "Cast"),
+    }
+)
 _HEAVY: Final = frozenset(
     ("MatMul", "Gemm", "Conv", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization")
 )

@@ -75,3 +75,36 @@ def test_a_bias_that_cannot_forbid_rests_on_no_assumption(low: float, bias: str,
     (site,) = outcome.journal.sites
     assert site.status == "fused"
     assert site.assumptions == (("fully-masked-rows",) if assumed else ())
+
+
+def test_two_masks_below_a_late_scale_name_the_rows_they_empty() -> None:
+    """The proof moves its cut above the scale; what stood below it as a mask is one there too."""
+    body = """s = MatMul (q, k)
+low = Cast <to = 1> (inf)
+empty = Cast <to = 1> (zero)
+kept = Where (m, empty, low)
+sizes = Shape <start = 2, end = 3> (q)
+length = Squeeze (sizes)
+i0 = Range (none, length, one)
+i = Unsqueeze (i0, last)
+j = Unsqueeze (i0, first)
+ahead = LessOrEqual (j, i)
+causal = Where (ahead, empty, low)
+a = Add (s, causal)
+b = Add (a, kept)
+c = Add (b, table)
+d = Mul (c, scale)
+x = Softmax <axis = -1> (d)
+y = MatMul (x, v)"""
+    text = graph_text(
+        "float[B,4,S,16] q, float[B,4,16,S] k, float[B,4,S,16] v, bool[B,1,S,S] m, float[4,S,S] table",
+        "float[B,4,S,16] y",
+        body,
+        constants="float zero = {0}, float inf = {-inf}, float scale = {0.25}, int64 none = {0}, int64 one = {1}, "
+        "int64[1] last = {-1}, int64[1] first = {0}",
+    )
+    outcome = pipeline.run(
+        ir.from_onnx_text(text), CPU, options=pipeline.Options(simplify=False), configure=custom_ops.register
+    )
+    (site,) = outcome.journal.sites
+    assert (site.status, site.assumptions) == ("fused", ("fully-masked-rows",))

@@ -68,7 +68,7 @@ def register(options: SessionOptions, target: str = "cpu", *, only: Collection[s
     Args:
         options: Options of the session to be made; changed in place.
         target: "cpu", "cuda", "rocm" or "portable" (which needs none).
-        only: Names of the operators the model calls, None for all there are: onnxruntime takes some 40 ms a
+        only: Names of the operators the model calls, None for all there are: onnxruntime takes some 45 ms a
             session to make their schemas.
 
     Returns:

@@ -62,7 +62,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
 
 /// Limits what this thread registers from now on to a comma list of names; null or "" lifts the limit.
 ///
-/// onnxruntime makes a schema of every name for every session: some 20 ms for all of them, which a program that opens
+/// onnxruntime makes a schema of every name for every session: some 45 ms for all of them, which a program that opens
 /// many sessions and knows its models can save.
 extern "C" __attribute__((visibility("default"))) void deployml_register_only(const char* names) {
   deployml::g_only = names == nullptr ? "" : names;

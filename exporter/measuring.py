@@ -19,6 +19,7 @@ from ..runtime.confirm import confirmed
 from ..runtime.errors import DeploymlError
 from ..runtime.feeds import Case
 from ..runtime.footprint import footprint
+from ..runtime.isolate import is_out_of_memory
 from ..runtime.peak import measured_peak
 from ..runtime.profile import profile
 from ..runtime.progress import Progress
@@ -310,26 +311,33 @@ def sweep(
 def _first_that_runs(
     sessions: Mapping[str, onnxruntime.InferenceSession], cases: Sequence[Case]
 ) -> tuple[Case | None, str]:
-    """The first case within all models' limits (a table of positions ends somewhere), or None and why none runs."""
-    said = "there are no inputs to time it with"
+    """The first case within all models' limits (a table of positions ends somewhere), or None and why none runs.
+
+    Raises:
+        Exception: that of the last case, the smallest, where even that one runs out of memory.
+    """
+    said, last = "there are no inputs to time it with", None
     for case in cases:
-        refused = next((f"'{name}': {why}" for name, one in sessions.items() if (why := _refusal(one, case))), None)
-        if refused is None:
+        tried = ((name, _refusal(session, case)) for name, session in sessions.items())
+        name, last = next(((name, why) for name, why in tried if why is not None), ("", None))
+        if last is None:
             return case, ""
-        said = f"it runs at no size that was tried; at {case.name} onnxruntime refuses {refused}"
+        said = f"it runs at no size that was tried; at {case.name} onnxruntime refuses '{name}': {in_one_line(last)}"
+    if last is not None and is_out_of_memory(last):
+        raise last  # the stage says so
     return None, said
 
 
-def _refusal(session: onnxruntime.InferenceSession, case: Case) -> str:
-    """Why a graph does not run on a case; empty where it does."""
+def _refusal(session: onnxruntime.InferenceSession, case: Case) -> Exception | None:
+    """Why a graph does not run on a case; None where it does."""
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = 4  # a length that does not fit is no news
     try:
         feeds = {name: to_ort(array) for name, array in feeds_for(session, case.feeds).items()}
         session.run_with_ort_values(None, feeds, quiet)
     except Exception as error:  # onnxruntime raises classes of its own, one for each status; a smaller size is tried
-        return in_one_line(error)
-    return ""
+        return error
+    return None
 
 
 def _busy() -> tuple[str, ...]:

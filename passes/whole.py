@@ -44,11 +44,11 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
         return f"not run: stand-ins for the weights would take more than {_LIMIT >> 30} GiB"
     try:
         run_old = evaluator.prepare(old)
-    except Exception as error:
+    except Exception as error:  # onnxruntime has a class for each status; the note tells which
         return f"not run: {str(error).splitlines()[0][:200]}"
     try:
         run_new = evaluator.prepare(new)
-    except Exception as error:
+    except Exception as error:  # the same, and then the pass is undone
         return f"the result does not load: {str(error).splitlines()[0][:200]}"
     stand_ins = _stand_ins({**old_weights, **new_weights})
     compared = False
@@ -62,7 +62,7 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
         feeds |= stand_ins
         try:
             expected = run_old(feeds)
-        except Exception:  # these sizes do not fit the model
+        except Exception:  # these sizes do not fit the model; where none does, the note says "not run"
             continue
         try:
             found = run_new(feeds)

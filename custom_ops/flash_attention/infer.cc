@@ -43,7 +43,6 @@ void infer_packed(const OrtApi* api, const OrtShapeInferContext* context, int64_
 }  // namespace
 
 /// One function serves all types of a name: onnxruntime asks only the first operator registered under it.
-
 void infer_shapes(const Operator& op, const OrtApi* api, OrtShapeInferContext* context) {
   const int64_t heads = attribute_of(api, context, "num_heads");
   const int64_t kv_heads = attribute_of(api, context, "kv_heads");

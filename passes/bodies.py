@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..custom_ops import DOMAIN, flash_attention, skip_normalization
+from ..custom_ops import DOMAIN, flash_attention, mixture_of_experts, skip_normalization
 
 __all__ = ["add_bodies"]
 
@@ -20,3 +20,5 @@ def add_bodies(model: ir.Model) -> None:
             flash_attention.add_function(model, flash_attention.Signature.of(op_type))
         if family == skip_normalization.NAME:
             skip_normalization.add_function(model, skip_normalization.Signature.of(op_type))
+        if family == mixture_of_experts.NAME:
+            mixture_of_experts.add_function(model, mixture_of_experts.Signature.of(op_type))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from ..passes.canonical import is_attention
+from ..passes.canonical import DOMAIN
 from ..passes.graph import dims, op_name
 from ..runtime.report import Site
 from .bundle import without_weights
@@ -93,8 +93,8 @@ def _text(values: Sequence[tuple[str, str, object]]) -> str:
 
 def _leftovers(model: ir.Model) -> list[str]:
     graphs = [model.graph, *(f.graph for f in model.functions.values())]
-    left = [str(n.name) for g in graphs for n in g.all_nodes() if is_attention(n)]
-    return [f"canonical attention is left in the graph: {', '.join(left[:5])}"] if left else []
+    left = [str(n.name) for g in graphs for n in g.all_nodes() if n.domain == DOMAIN]
+    return [f"canonical operators are left in the graph: {', '.join(left[:5])}"] if left else []
 
 
 def _missing_sites(model: ir.Model, sites: Sequence[Site]) -> list[str]:

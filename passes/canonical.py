@@ -28,7 +28,7 @@ from typing import Final, Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import canonical_recurrence
+from . import canonical_experts, canonical_recurrence
 from .graph import Builder, attribute, remove_node
 
 __all__ = ["DOMAIN", "NAME", "AttentionNode", "expand", "expand_all", "is_attention", "read"]
@@ -217,7 +217,7 @@ def _softmax(site: AttentionNode, scores: ir.Value, g: Builder) -> ir.Value:
 
 
 def expand_all(model: ir.Model) -> int:
-    """Replace every canonical attention, linear ones too, of a model by plain operators, in place.
+    """Replace every canonical operator of a model by plain ones, in place.
 
     Returns:
         How many were replaced.
@@ -225,7 +225,7 @@ def expand_all(model: ir.Model) -> int:
     count = 0
     for graph in (model.graph, *(f.graph for f in model.functions.values())):
         for node in list(graph.all_nodes()):
-            if not is_attention(node) and not canonical_recurrence.is_recurrence(node):
+            if node.domain != DOMAIN:
                 continue
             replace_by_plain(node)
             count += 1
@@ -244,7 +244,7 @@ def replace_by_plain(
         product: Finds the scaled score product of an attention in the graph, see :func:`expand`.
 
     Returns:
-        What :func:`expand` returned, or its namesake for linear attention.
+        What :func:`expand` returned, or its namesake for linear attention and grouped products.
     """
     graph = node.graph
     assert graph is not None
@@ -253,6 +253,8 @@ def replace_by_plain(
     if is_attention(node):
         site = read(node)
         result = expand(site, g, product(site, g))
+    elif canonical_experts.is_grouped(node):
+        result = canonical_experts.expand(canonical_experts.read(node), g)
     else:
         result = canonical_recurrence.expand(canonical_recurrence.read(node), g)
     g.insert_before(node)

@@ -14,7 +14,7 @@ import onnx_ir.passes.common as common
 from .. import custom_ops
 from ..runtime.report import PassRecord
 from ..runtime.target import Target
-from . import activations, attention, canonical, layout, norms, recurrence, rotary
+from . import activations, attention, canonical, experts, layout, norms, recurrence, rotary
 from .bodies import add_bodies
 from .cleanup import deduplicate, fold, infer_shapes, pack_weights, simplify
 from .cleanup.infer import forget_names, merged
@@ -110,6 +110,7 @@ def run(
         whole.timed("dedupe", model, deduplicate)
     with hook("neighbours"):
         engine.run("activations", activations.RULES)
+        experts.lower_experts(engine)
         attention.refine_attention(engine)
         engine.run("layout", layout.RULES)
     with hook("clean up"):

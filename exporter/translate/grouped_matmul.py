@@ -1,13 +1,18 @@
-"""Grouped matrix products (mixture of experts) -> one MatMul per expert on its own rows."""
+"""Grouped matrix products (mixture of experts) -> one ``deployml.canonical::GroupedMatMul`` node."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import onnx
 import onnx_ir as ir
 import torch
+from onnxscript import evaluator
 from onnxscript import opset18 as op
 
+from ...passes.canonical import DOMAIN
+from ...passes.canonical_experts import NAME
+from ...passes.graph import attribute
 from ...runtime.errors import UnsupportedError
 
 __all__ = ["grouped_matmul_table"]
@@ -15,6 +20,26 @@ __all__ = ["grouped_matmul_table"]
 #: Ops of the meaning ``output[start:end] = input[start:end] @ weight[e]``, rows sorted by expert, ``end`` and
 #: ``start`` neighbours in ``offs``; the second one exists when a program that came from transformers uses it.
 _OPS: Final = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+
+_schema = onnx.defs.OpSchema
+
+#: Schema of what this translation emits; the op itself is described in ``passes/canonical_experts.py``.
+_GROUPED: Final = _schema(
+    NAME,
+    DOMAIN,
+    1,
+    inputs=[
+        _schema.FormalParameter("rows", "T"),
+        _schema.FormalParameter("weight", "T"),
+        _schema.FormalParameter("ends", "I"),
+    ],
+    outputs=[_schema.FormalParameter("output", "T")],
+    type_constraints=[
+        ("T", ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"], ""),
+        ("I", ["tensor(int32)", "tensor(int64)"], ""),
+    ],
+    attributes=[_schema.Attribute("transposed", onnx.defs.OpSchema.AttrType.INT, "")],
+)
 
 
 def grouped_matmul_table() -> dict[Any, Any]:
@@ -37,36 +62,32 @@ def translate_grouped_matmul(
 ) -> ir.Value:
     """Emit the grouped product of input (S, in), weight (E, in, out) and offs (E,), the last row of each expert.
 
-    Rows after the last offset belong to no expert and are 0.
+    A weight that is transposed for the call is handed over as it is stored. Rows after the last offset belong to no
+    expert and are 0.
     """
     if offs is None and len(input.shape) == 3 and len(weight.shape) == 3 and bias is None:
         return op.MatMul(input, weight)
-    experts = weight.shape[0]
+    experts, width = weight.shape[0], weight.shape[-1]
     if offs is None or bias is not None or len(input.shape) != 2 or len(weight.shape) != 3:
         raise UnsupportedError(
             "This form of grouped matrix product (ragged inner axis, or a bias) has no ONNX translation.",
             hint="Write the experts as a loop of matrix products, one per expert.",
         )
-    if not isinstance(experts, int):
+    if not isinstance(experts, int) or not isinstance(width, int):
         raise UnsupportedError(
-            "A grouped matrix product has a number of experts that varies.",
-            hint="Leave the expert axis of the weights fixed.",
+            "A grouped matrix product has a number of experts, or a width of them, that varies.",
+            hint="Leave the expert axis and the last axis of the weights fixed.",
         )
-    parts = _parts(input, weight, op.Cast(offs, to=ir.DataType.INT64.value), experts)
-    result = op.Concat(*parts, axis=0)
+    stored = _transposed(weight)
+    operands = [input, weight if stored is None else stored, offs]
+    result = evaluator.default().eval(_GROUPED, operands, {"transposed": int(stored is not None)})
+    result.dtype, result.shape = input.dtype, ir.Shape([input.shape[0], width])
     return result if out_dtype in (None, -1) else op.Cast(result, to=int(out_dtype))
 
 
-def _parts(rows: ir.Value, weight: ir.Value, ends: ir.Value, experts: int) -> list[ir.Value]:
-    first_axis = op.Constant(value_ints=[0])
-    start = op.Constant(value_ints=[0])
-    parts = []
-    for expert in range(experts):
-        end = op.Slice(ends, op.Constant(value_ints=[expert]), op.Constant(value_ints=[expert + 1]), first_axis)
-        own = op.Slice(rows, start, end, first_axis)
-        parts.append(op.MatMul(own, op.Gather(weight, op.Constant(value_int=expert), axis=0)))
-        start = end
-    left = op.Sub(op.Shape(rows, start=0, end=1), start)
-    shape = op.Concat(left, op.Shape(weight, start=2, end=3), axis=0)
-    parts.append(op.CastLike(op.ConstantOfShape(shape), rows))
-    return parts
+def _transposed(weight: ir.Value) -> ir.Value | None:
+    """What is stored, (E, out, in), where a weight is its transpose; None where the weight itself is stored."""
+    node = weight.producer()
+    if node is None or node.op_type != "Transpose" or node.domain or tuple(attribute(node, "perm", ())) != (0, 2, 1):
+        return None
+    return node.inputs[0]

@@ -29,7 +29,6 @@ def lower_recurrences(engine: Engine) -> None:
         record = _lower(engine, node, len(engine.journal.sites))
         fused += record.status == "fused"
         engine.journal.sites.append(record)
-    model.graph.opset_imports.pop(canonical.DOMAIN, None)
     if not nodes:
         return
     model.graph.sort()

@@ -18,6 +18,8 @@ from deployml.exporter.capture import capture
 from deployml.exporter.loaded import Loaded
 from deployml.exporter.source_map import SourceMap, relative_source
 from deployml.exporter.translate import Translated, translate
+from deployml.passes.canonical import expand_all
+from deployml.passes.canonical_experts import is_grouped, read
 from deployml.runtime.errors import UnsupportedError
 
 AXES = {"x": {0: "batch", 1: "sequence"}}
@@ -114,22 +116,31 @@ def test_splits_need_no_sequences() -> None:
 
 
 class Grouped(torch.nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, turned: bool) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(3, 4, 6))
+        self.weight = torch.nn.Parameter(torch.randn(3, 6, 4) if turned else torch.randn(3, 4, 6))
+        self.turned = turned
 
     def forward(self, x: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
-        return torch.ops.transformers.grouped_mm_fallback(x, self.weight, offs)
+        weight = self.weight.transpose(-2, -1) if self.turned else self.weight
+        return torch.ops.transformers.grouped_mm_fallback(x, weight, offs)
 
 
-@pytest.mark.parametrize("ends", [(1, 1, 4), (0, 3, 5), (2, 4, 5)])
-def test_grouped_matmul_gives_each_expert_its_rows(ends: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64), ids=str)
+@pytest.mark.parametrize("turned", (False, True), ids=("as-stored", "transposed"))
+def test_grouped_matmul_gives_each_expert_its_rows(turned: bool, dtype: torch.dtype) -> None:
     pytest.importorskip("transformers.integrations.moe", reason="not run: transformers is not installed")
-    module, x = Grouped(), torch.randn(5, 4)
-    translated = _translated(module, x, torch.tensor([1, 2, 5]), axes={"x": {0: "rows"}})
-    offs = torch.tensor(ends)
-    with torch.no_grad():
-        np.testing.assert_allclose(_run(translated, x, offs)[0], module(x, offs).numpy(), rtol=0, atol=1e-5)
+    module, x = Grouped(turned), torch.randn(5, 4)
+    translated = _translated(module, x, torch.tensor([1, 2, 5], dtype=dtype), axes={"x": {0: "rows"}})
+    (node,) = [n for n in translated.model.graph if is_grouped(n)]
+    assert read(node).transposed == turned
+    assert read(node).weight.is_initializer()  # as the module holds it
+    expand_all(translated.model)
+    for ends in ((1, 1, 4), (0, 3, 5), (2, 4, 5), (0, 0, 0)):
+        offs = torch.tensor(ends, dtype=dtype)
+        with torch.no_grad():
+            expected = module(x, offs).numpy()
+        np.testing.assert_allclose(_run(translated, x, offs)[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

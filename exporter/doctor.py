@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import custom_ops
 from ..runtime.cuda import clashes, cuda_versions
 from ..runtime.errors import DeploymlError
+from ..runtime.load_crash import optimizers_to_avoid
 from ..runtime.memory import available_memory, free_disk, human_bytes
 from ..runtime.report import Verdict, to_json
 from ..runtime.session import nodes_per_provider
@@ -52,6 +53,7 @@ class Diagnosis:
         cuda: CUDA versions of onnxruntime's and torch's wheels and of the driver; "none" where there is none.
         libraries: Backend to "built" or "not built".
         problems: Known-bad pairs and the like.
+        remarks: With a model: what deployml gets round when it opens it, and others have to get round by themselves.
         room: With a model: what it needs of disk and memory, and what there is.
         nodes: With a model: on each target that is ready here, how many nodes each provider runs, or why none.
         probed: With a probe: each feature of each attention operator, next to the shipped table.
@@ -63,6 +65,7 @@ class Diagnosis:
     libraries: Mapping[str, str]
     cuda: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Finding, ...] = ()
+    remarks: tuple[Finding, ...] = ()
     room: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, str] = field(default_factory=dict)
     probed: tuple[Probed, ...] = ()
@@ -100,6 +103,7 @@ def doctor(*, model: str | Path | None = None, probe: bool = False) -> Diagnosis
             backend: "built" if backend in custom_ops.available() else "not built" for backend in ("cpu", "cuda", "hip")
         },
         problems=problems,
+        remarks=() if model is None else _remarks(Path(model).expanduser()),
         room=room,
         nodes=nodes,
         probed=probed,
@@ -142,6 +146,17 @@ def _room(path: Path) -> tuple[dict[str, str], tuple[Finding, ...]]:
         hint = "use a machine with more memory, or leave the checks out with --no-validate --no-bench"
         short.append(Finding(what="memory may not do for an export of this model", hint=hint))
     return room, tuple(short)
+
+
+def _remarks(path: Path) -> tuple[Finding, ...]:
+    """Optimizers of onnxruntime that end the process on this model, which every session of deployml leaves out."""
+    return tuple(
+        Finding(
+            what=f"{name} of onnxruntime may end the process when it loads this model; deployml leaves it out",
+            hint=f'without deployml: onnxruntime.InferenceSession(path, disabled_optimizers=["{name}"])',
+        )
+        for name in optimizers_to_avoid(path)
+    )
 
 
 def _target_state(name: Any) -> str:

@@ -77,6 +77,10 @@ def _show_diagnosis(found: Diagnosis, out: Console) -> None:
         said = "works" if one.works else f"does not work ({one.detail})"
         differs = "" if one.claimed == one.works else f" - {one.outcome}"
         _line(out, f"  {one.op.removeprefix('com.microsoft::')} {one.feature}: {said}{differs}")
+    if found.remarks:
+        _line(out, "Remarks", style="bold")
+    for remark in found.remarks:
+        _line(out, f"  {remark.what}\n    -> {remark.hint}")
     _line(out, "Problems", style="bold")
     for problem in found.problems:
         _line(out, f"  {problem.what}\n    -> {problem.hint}", style="red")

@@ -14,6 +14,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from .errors import DeploymlError, InputError, ToolchainError
 from .files import recover
+from .load_crash import optimizers_to_avoid
 from .load_errors import explain_load_error
 from .providers import CPU, check_available, preload, providers_for, unavailable
 from .target import Target, TargetName
@@ -87,10 +88,16 @@ def open_session(
         options.enable_profiling, options.profile_file_prefix = True, profile
     _register(options, libraries)
     source = model if isinstance(model, bytes) else _existing(Path(model))
+    avoided = optimizers_to_avoid(source if isinstance(source, bytes) else Path(source))
     preload(usable[0])
     with _quiet(options, usable[0]):
         try:
-            session = onnxruntime.InferenceSession(source, options, providers=[_with_options(p, tf32) for p in usable])
+            session = onnxruntime.InferenceSession(
+                source,
+                options,
+                providers=[_with_options(p, tf32) for p in usable],
+                disabled_optimizers=list(avoided) or None,
+            )
         except DeploymlError:
             raise
         except Exception as error:  # onnxruntime's classes share no base; each becomes one of ours

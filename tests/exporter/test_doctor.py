@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from onnx import parser
 
 from deployml.exporter import doctor as module
 from deployml.exporter.doctor import doctor
@@ -82,3 +83,14 @@ def test_the_nodes_of_a_model_are_counted_by_provider(deployml_command, exported
     split = {"CUDAExecutionProvider": 40, "CPUExecutionProvider": 1}
     monkeypatch.setattr(module, "nodes_per_provider", lambda session: split)
     assert doctor(model=exported).nodes["cpu"] == "CUDA 40 nodes, CPU 1 node"
+
+
+def test_a_model_that_an_optimizer_may_crash_on_is_remarked_and_no_problem(deployml_command, exported, tmp_path):
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float16[b,s,4] x, float[4,5] w) => (float[s,b,5] y)
+    { t = Transpose <perm = [1, 0, 2]> (x) c = Cast <to = 1> (t) y = MatMul (c, w) }"""
+    path = tmp_path / "half.onnx"
+    path.write_bytes(parser.parse_model(text).SerializeToString())
+    ran = deployml_command("doctor", "--model", path)
+    assert ran.status == 0, ran.out
+    assert 'disabled_optimizers=["NchwcTransformer"]' in " ".join(ran.out.split())
+    assert doctor(model=exported).remarks == ()

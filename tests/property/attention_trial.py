@@ -18,6 +18,7 @@ from deployml.passes import canonical, pipeline
 from deployml.passes.evaluate import in_single
 from deployml.passes.journal import Journal
 from deployml.passes.proof import Prover
+from deployml.runtime.load_crash import optimizers_to_avoid
 from deployml.runtime.report import Site
 from deployml.runtime.target import Target
 
@@ -106,12 +107,12 @@ def _runner(model: ir.Model, dtype: str) -> Run:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     register(options, "cpu")
+    data = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(),
+        data,
         options,
         providers=["CPUExecutionProvider"],
-        # It ends the process on a Transpose of float16 before a MatMul: microsoft/onnxruntime issue 28392.
-        disabled_optimizers=["NchwcTransformer"] if dtype == "float16" else None,
+        disabled_optimizers=list(optimizers_to_avoid(data)) or None,
     )
 
     def run(given: Mapping[str, torch.Tensor]) -> Sequence[np.ndarray]:

@@ -24,6 +24,7 @@ Registered* make_registered(const OrtApi* api, const Names& names) {
   collect_attention(names, &made->operators);
 #if !defined(DEPLOYML_EMULATED)  // the emulator's library holds no CPU kernels
   collect_normalization(names, &made->operators);
+  collect_experts(names, &made->operators);
 #endif
   check(ort::CreateCustomOpDomain::call(api, kDomain, &made->domain));
   for (const auto& op : made->operators.all) check(ort::CustomOpDomainAdd::call(api, made->domain, op.get()));

@@ -159,9 +159,11 @@ def _run_cases(backend: Backend, progress: bool) -> KernelTest:
 
 
 def _trials(backend: Backend) -> list[_Trial]:
-    """The case matrices of all operators that a backend has kernels for; those of norms run on the CPU alone."""
+    """The case matrices of all operators that a backend has kernels for; only attention runs off the CPU."""
     from ..custom_ops.flash_attention import cases as attention
     from ..custom_ops.flash_attention import check as attention_check
+    from ..custom_ops.mixture_of_experts import cases as experts
+    from ..custom_ops.mixture_of_experts import check as experts_check
     from ..custom_ops.skip_normalization import cases as norms
     from ..custom_ops.skip_normalization import check as norms_check
 
@@ -179,9 +181,17 @@ def _trials(backend: Backend) -> list[_Trial]:
 
         return run
 
+    def mix(case: experts.Case) -> _Run:
+        def run(options: Any) -> tuple[bool, Iterable[tuple[float, float]]]:
+            found = experts_check.check_case(case, options)
+            return found.passed, [(found.error, found.granted)]
+
+        return run
+
     trials = [_Trial("FlashAttention", c.name, c.signature.op_type, attend(c)) for c in attention.cases()]
     if backend == "cpu":
         trials += [_Trial("SkipNormalization", c.name, c.signature.op_type, normalise(c)) for c in norms.cases()]
+        trials += [_Trial("MixtureOfExperts", c.name, c.signature.op_type, mix(c)) for c in experts.cases()]
     return trials
 
 

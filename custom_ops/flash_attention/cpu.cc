@@ -3,12 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 #include "cpu_loop.h"
 #include "isa.h"
+#include "thread_scratch.h"
 
 namespace deployml {
 namespace {
@@ -53,21 +52,6 @@ int64_t processors() {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? int64_t(CPU_COUNT(&set)) : int64_t(1);
   }();
   return count;
-}
-
-struct FreeMemory {
-  void operator()(void* p) const { std::free(p); }
-};
-
-/// Grows with the largest request of its thread and goes with the thread.
-void* thread_scratch(size_t bytes) {
-  thread_local std::unique_ptr<void, FreeMemory> memory;
-  thread_local size_t capacity = 0;
-  if (bytes <= capacity) return memory.get();
-  const size_t wanted = (bytes + 4095) / 4096 * 4096;
-  memory.reset(std::aligned_alloc(64, wanted));
-  capacity = memory ? wanted : 0;
-  return memory.get();
 }
 
 /// How the rows of a call are cut into tasks.

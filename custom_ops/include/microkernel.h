@@ -47,12 +47,15 @@ struct Epilogue {
   float* top = nullptr;
   /// Factor on the product.
   float factor = 1.0f;
+  /// C = C + A * B, the product summed apart: a long depth taken in pieces loses fewer digits than one long sum.
+  bool more = false;
 };
 
 /// One register tile of Rows x (Vectors * kWidth).
 template <typename Unit, int Rows, int Vectors>
 DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const typename Unit::Element* b, int64_t ldb,
-                          float* c, int64_t ldc, int64_t depth, const float* row_scale, float* top, float by) {
+                          float* c, int64_t ldc, int64_t depth, const float* row_scale, float* top, float by,
+                          bool more) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r) {
@@ -78,6 +81,11 @@ DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const ty
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = mul(set1(by), sum[r][v]);
+  if (more)
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = add(load(c + r * ldc + v * kWidth), sum[r][v]);
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -114,10 +122,11 @@ DEPLOYML_INLINE void multiply_rows(const Operands<Unit>& of, int64_t r, const Ep
   float* c = of.c + r * of.ldc;
   const int64_t depth = smaller(of.depth, larger(of.reach + r + Rows - 1, 0));
   if (also.scale != nullptr) {
-    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr, 1.0f);
+    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr, 1.0f,
+                               false);
   } else {
     tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr,
-                              also.top != nullptr ? also.top + r * kWidth : nullptr, also.factor);
+                              also.top != nullptr ? also.top + r * kWidth : nullptr, also.factor, also.more);
   }
 }
 
@@ -135,7 +144,7 @@ static __attribute__((noinline)) void multiply_panel(const Operands<Unit>& of, c
 
 /// C = factor * A * B over `vectors` vectors of columns, at most kPanelVectors, and what `also` says.
 ///
-/// `top` and `factor` are only looked at where `scale` is not given. A, C and what `also` points to must be readable,
+/// `top`, `factor` and `more` are only looked at where `scale` is not given. A, C and what `also` points to must be readable,
 /// and writable where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
 template <typename Unit>
 static inline void multiply(const Operands<Unit>& of, int vectors, const Epilogue& also) {

@@ -31,4 +31,18 @@ inline void read_float(const OrtApi* api, const OrtKernelInfo* info, const char*
   *out = value;
 }
 
+/// A bound may be infinite; NaN is in no range.
+inline void read_float(const OrtApi* api, const OrtKernelInfo* info, const char* name, float* out, float low,
+                       float high) {
+  float value = 0.0f;
+  if (OrtStatus* status = ort::KernelInfoGetAttributeFloat::call(api, info, name, &value)) {
+    ort::ReleaseStatus::call(api, status);
+    return;
+  }
+  if (!(value >= low && value <= high))
+    fail(ort::kInvalidArgument, "attribute %s is %g, allowed is %g to %g", name, double(value), double(low),
+         double(high));
+  *out = value;
+}
+
 }  // namespace deployml

@@ -58,5 +58,6 @@ const OrtApi* interface();
 /// Add the operators of a folder whose names are wanted.
 void collect_attention(const Names& names, Operators* found);      // flash_attention/ort.cc
 void collect_normalization(const Names& names, Operators* found);  // skip_normalization/ort.cc
+void collect_experts(const Names& names, Operators* found);        // mixture_of_experts/ort.cc
 
 }  // namespace deployml

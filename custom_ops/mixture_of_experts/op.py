@@ -31,7 +31,7 @@ Shazeer and others, Outrageously Large Neural Networks, 2017; Shazeer, GLU Varia
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Final, Literal, get_args
@@ -57,6 +57,7 @@ __all__ = [
 
 NAME: Final = "MixtureOfExperts"
 Array = npt.NDArray[np.generic]
+Product = Callable[[npt.NDArray, npt.NDArray], npt.NDArray]  #: of a matrix and a vector
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
 
 #: Activations a name may have.
@@ -193,11 +194,26 @@ def reference(
 
 
 def naive(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
-    """The same in float32, rounded to the type of ``x``: the yardstick for kernel errors."""
-    return (_mix(signature, attributes, inputs, np.dtype(np.float32)).astype(inputs["x"].dtype),)
+    """The same in float32 with sums as a plain loop makes them, rounded to the type of ``x``: the yardstick for
+    kernel errors."""
+    made = _mix(signature, attributes, inputs, np.dtype(np.float32), multiply=_one_by_one)
+    return (made.astype(inputs["x"].dtype),)
 
 
-def _mix(signature: Signature, attributes: Attributes, inputs: Mapping[str, Array], dtype: np.dtype) -> npt.NDArray:
+def _one_by_one(matrix: npt.NDArray, x: npt.NDArray) -> npt.NDArray:
+    """The product, its terms added one after the other."""
+    sums = np.zeros((len(matrix), 1), matrix.dtype)
+    return np.concatenate([sums, matrix * x], axis=1).cumsum(axis=1, dtype=matrix.dtype)[:, -1]
+
+
+def _mix(
+    signature: Signature,
+    attributes: Attributes,
+    inputs: Mapping[str, Array],
+    dtype: np.dtype,
+    *,
+    multiply: Product = np.matmul,
+) -> npt.NDArray:
     given = {name: inputs[name].astype(dtype) for name in signature.inputs if name != "experts"}
     count = math.prod(given["x"].shape[:-1])
     tokens, weights, experts = (
@@ -208,15 +224,20 @@ def _mix(signature: Signature, attributes: Attributes, inputs: Mapping[str, Arra
         for n, chosen in enumerate(experts):
             for k, expert in enumerate(chosen):
                 if 0 <= expert < len(given["inner"]):
-                    output[n] += weights[n, k] * _expert(signature, attributes, given, int(expert), tokens[n])
+                    output[n] += weights[n, k] * _expert(signature, attributes, given, int(expert), tokens[n], multiply)
     return output.reshape(given["x"].shape)
 
 
 def _expert(
-    signature: Signature, attributes: Attributes, given: Mapping[str, npt.NDArray], expert: int, x: npt.NDArray
+    signature: Signature,
+    attributes: Attributes,
+    given: Mapping[str, npt.NDArray],
+    expert: int,
+    x: npt.NDArray,
+    multiply: Product,
 ) -> npt.NDArray:
     """What one expert makes of one token."""
-    h = given["inner"][expert] @ x
+    h = multiply(given["inner"][expert], x)
     if signature.bias:
         h = h + given["inner_bias"][expert]
     # Attributes are float32, whatever the arithmetic.
@@ -226,7 +247,7 @@ def _expert(
         a = _activate(signature.activation, np.minimum(gate, limit), alpha) * (np.clip(value, -limit, limit) + offset)
     else:
         a = _activate(signature.activation, h, alpha)
-    y = given["outer"][expert] @ a
+    y = multiply(given["outer"][expert], a)
     return y + given["outer_bias"][expert] if signature.bias else y
 
 

@@ -136,13 +136,20 @@ def test_doctor_and_kernels(deployml_command):
     assert set(json.loads(deployml_command("kernels", "--json").out)["libraries"]) == {"cpu", "cuda", "hip"}
 
 
-def test_kernels_test_runs_every_matrix_or_says_why_not(deployml_command, monkeypatch):
-    from deployml.custom_ops.flash_attention import cases as attention
-    from deployml.custom_ops.skip_normalization import cases as norms
+#: The folders of operators, and every how many of their cases a test runs.
+OPERATORS = {"flash_attention": 60, "skip_normalization": 10, "mixture_of_experts": 10}
 
-    some, others = attention.cases()[::60], norms.cases()[::10]
-    monkeypatch.setattr(attention, "cases", lambda: some)
-    monkeypatch.setattr(norms, "cases", lambda: others)
+
+def _title(folder: str) -> str:
+    return {"mixture_of_experts": "MixtureOfExperts"}.get(folder, folder.title().replace("_", ""))
+
+
+def test_kernels_test_runs_every_matrix_or_says_why_not(deployml_command, monkeypatch):
+    some = {}
+    for name, step in OPERATORS.items():
+        matrix = importlib.import_module(f"deployml.custom_ops.{name}.cases")
+        found = some[_title(name)] = matrix.cases()[::step]
+        monkeypatch.setattr(matrix, "cases", lambda _found=found: _found)
     ran = deployml_command("kernels", "test", "--json")
     found = json.loads(ran.out)
     cpu, hip = found["backends"]["cpu"], found["backends"]["hip"]
@@ -150,16 +157,17 @@ def test_kernels_test_runs_every_matrix_or_says_why_not(deployml_command, monkey
     if library_path("cpu") is None:
         assert cpu["verdict"] == "not-run" and ran.status == 0
         return
-    assert (cpu["verdict"], cpu["cases"], cpu["failed"], ran.status) == ("pass", len(some) + len(others), [], 0)
-    assert cpu["operators"] == {"FlashAttention": len(some), "SkipNormalization": len(others)}
+    count = {name: len(cases) for name, cases in some.items()}
+    assert (cpu["verdict"], cpu["cases"], cpu["failed"], ran.status) == ("pass", sum(count.values()), [], 0)
+    assert cpu["operators"] == count
     assert 0 < cpu["worst"] <= 1
 
 
 @pytest.mark.skipif(library_path("cpu") is None, reason="not run: the CPU library is not built")
-@pytest.mark.parametrize("operator", ["flash_attention", "skip_normalization"])
-def test_kernels_test_fails_with_either_operator(deployml_command, monkeypatch, operator):
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_test_fails_with_any_operator(deployml_command, monkeypatch, operator):
     found = {}
-    for name in ("flash_attention", "skip_normalization"):
+    for name in OPERATORS:
         matrix = importlib.import_module(f"deployml.custom_ops.{name}.cases")
         found[name] = matrix.cases()[:2]
         monkeypatch.setattr(matrix, "cases", lambda _some=found[name]: _some)
@@ -168,7 +176,7 @@ def test_kernels_test_fails_with_either_operator(deployml_command, monkeypatch, 
     monkeypatch.setattr(check, "bound", lambda case, inputs: _nothing(grant(case, inputs)))
     ran = deployml_command("kernels", "test", "--backend", "cpu")
     assert ran.status == 1 and "cpu   fail" in ran.out
-    told = {name: f"{name.title().replace('_', '')}: {some[-1].name}" in ran.out for name, some in found.items()}
+    told = {name: f"{_title(name)}: {some[-1].name}" in ran.out for name, some in found.items()}
     assert told == {name: name == operator for name in found}
 
 

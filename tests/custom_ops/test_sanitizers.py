@@ -16,6 +16,7 @@ import ctypes, sys
 import onnxruntime
 from deployml.custom_ops.flash_attention.cases import cases, random_case
 from deployml.custom_ops.flash_attention.check import check_case
+from deployml.custom_ops.mixture_of_experts import cases as expert_cases, check as expert_check
 from deployml.custom_ops.skip_normalization import cases as norm_cases, check as norm_check
 
 def limited(case):
@@ -36,6 +37,11 @@ for case in [*norm_cases.cases(), *map(norm_cases.random_case, range(int(sys.arg
     result = norm_check.check_case(case, options)
     if not result.passed:
         print(case.name, result.errors, result.granted)
+for case in [*expert_cases.cases(), *map(expert_cases.random_case, range(int(sys.argv[3])))]:
+    options = limited(case)
+    result = expert_check.check_case(case, options)
+    if not result.passed:
+        print(case.name, result.error, result.granted)
 print("done")
 '''
 

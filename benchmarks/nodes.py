@@ -231,7 +231,7 @@ def ours(module: nn.Module, model: Model) -> tuple[ir.Model, float]:
     made = pipeline.run(
         translated,
         Target(name="cpu", onnxruntime=(1, 31, 1), opset=OPSET),
-        configure=lambda options: register(options, "cpu"),
+        configure=register,
     ).model
     return made, time.perf_counter() - start
 

@@ -84,7 +84,7 @@ def _deployml(path: Path, name: str, module: nn.Module) -> ir.Model:
     model = ir.load(path)
     adopt_origins(model)
     target = Target(name="cpu", onnxruntime=(1, 31, 1), opset=nodes.OPSET)
-    return pipeline.run(model, target, configure=lambda options: register(options, "cpu")).model
+    return pipeline.run(model, target, configure=register).model
 
 
 def _deployml_export(path: Path, name: str, module: nn.Module) -> ir.Model:

@@ -155,7 +155,7 @@ def measure(depth: int) -> dict[str, Any]:
     outcome = pipeline.run(
         model,
         Target(name="cpu", onnxruntime=(1, 31, 1), opset=20),
-        configure=lambda options: register(options, "cpu"),
+        configure=register,
     )
     seconds = time.perf_counter() - start
     journal = outcome.journal

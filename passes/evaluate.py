@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from .graph import attribute
 
-__all__ = ["Evaluator", "Run", "fed_halves", "in_double", "in_single"]
+__all__ = ["Configure", "Evaluator", "Run", "fed_halves", "in_double", "in_single"]
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+class Configure(Protocol):
+    """Registers the libraries that hold operators with a session's options."""
+
+    def __call__(self, options: Any, *, only: Collection[str]) -> object:
+        """Register with ``options``, an ``onnxruntime.SessionOptions``, the operators of these names."""
+
 
 #: Domains whose operators onnxruntime has without a library.
 _BUILT_IN = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
@@ -28,11 +36,12 @@ class Evaluator:
     """Makes callables of small models.
 
     Args:
-        configure: Called with the ``onnxruntime.SessionOptions`` of models that hold operators of other domains
-            than onnxruntime's own; registers op libraries. Registering takes many times as long as the rest.
+        configure: Called as ``configure(options, only=names)`` with the ``onnxruntime.SessionOptions`` of models that
+            hold operators of other domains than onnxruntime's own, and their names; registers op libraries. To
+            register a library whole would take many times as long as the rest.
     """
 
-    def __init__(self, configure: Callable[[Any], None] | None = None) -> None:
+    def __init__(self, configure: Configure | None = None) -> None:
         self._configure = configure
 
     def prepare(self, model: ir.Model) -> Run:
@@ -47,8 +56,9 @@ class Evaluator:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        if self._configure is not None and _needs_library(model):
-            self._configure(options)
+        names = _foreign(model)
+        if self._configure is not None and names:
+            self._configure(options, only=names)
         session = onnxruntime.InferenceSession(
             ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -88,9 +98,11 @@ class Evaluator:
         return run
 
 
-def _needs_library(model: ir.Model) -> bool:
+def _foreign(model: ir.Model) -> frozenset[str]:
+    """Names of the operators that onnxruntime has in no domain of its own."""
     graphs = (model.graph, *(f.graph for f in model.functions.values()))
-    return any(node.domain not in _BUILT_IN for graph in graphs for node in graph.all_nodes())
+    nodes = (node for graph in graphs for node in graph.all_nodes())
+    return frozenset(node.op_type for node in nodes if node.domain not in _BUILT_IN)
 
 
 def _reference(model: ir.Model) -> Run | None:

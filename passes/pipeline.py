@@ -19,7 +19,7 @@ from .bodies import add_bodies
 from .cleanup import deduplicate, fold, infer_shapes, pack_weights, simplify
 from .cleanup.infer import forget_names, merged
 from .engine import Engine
-from .evaluate import Evaluator
+from .evaluate import Configure, Evaluator
 from .journal import Journal
 from .proof import Prover
 from .rule import Context
@@ -59,7 +59,7 @@ def run(
     target: Target,
     *,
     options: Options | None = None,
-    configure: Callable[[Any], None] | None = None,
+    configure: Configure | None = None,
     stage: StageHook | None = None,
     watch: Watch | None = None,
 ) -> Outcome:

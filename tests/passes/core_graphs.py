@@ -39,7 +39,7 @@ BATCH, ROWS, COLUMNS = 3, 5, 7
 
 def evaluator() -> Evaluator:
     """An evaluator that knows the project's own operators."""
-    return Evaluator(lambda options: register(options, "cpu"))
+    return Evaluator(register)
 
 
 def model_of(text: str) -> ir.Model:

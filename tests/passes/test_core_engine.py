@@ -43,7 +43,7 @@ def fused(text: str, target: Target = CPU) -> tuple[ir.Model, Journal]:
         ir.from_onnx_text(text),
         target,
         options=pipeline.Options(simplify=False),
-        configure=lambda options: register(options, "cpu"),
+        configure=register,
     )
     return outcome.model, outcome.journal
 
@@ -209,7 +209,7 @@ from deployml.runtime.target import Target
 target = Target(name="cpu", onnxruntime=(1, 31, 1), opset=20)
 model = ir.from_onnx_text(open(sys.argv[1]).read())
 options = pipeline.Options(simplify=False)
-outcome = pipeline.run(model, target, options=options, configure=lambda o: register(o, "cpu"))
+outcome = pipeline.run(model, target, options=options, configure=register)
 sys.stdout.buffer.write(ir.to_proto(outcome.model).SerializeToString())
 """
 

@@ -28,7 +28,7 @@ def site(text, target, monkeypatch, *, built=True, version=(1, 31), dtype="float
     infer_shapes(model)
     journal = Journal()
     context = Context(model, Target(name=target, onnxruntime=version, opset=21))
-    lower.lower_attention(Engine(context, Prover(model, Evaluator(lambda options: register(options, "cpu"))), journal))
+    lower.lower_attention(Engine(context, Prover(model, Evaluator(register)), journal))
     return journal.sites[0]
 
 

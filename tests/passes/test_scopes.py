@@ -43,7 +43,7 @@ def _fused(text: str) -> tuple[ir.Model, Journal]:
         ir.from_onnx_text(text),
         CPU,
         options=pipeline.Options(simplify=False),
-        configure=lambda options: register(options, "cpu"),
+        configure=register,
     )
     return outcome.model, outcome.journal
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from deployml.custom_ops import register
+from deployml.custom_ops import DOMAIN, register
 from deployml.passes import canonical, pipeline
 from deployml.passes.evaluate import in_single
 from deployml.passes.journal import Journal
@@ -106,7 +106,7 @@ def _runner(model: ir.Model, dtype: str) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    register(options, "cpu")
+    register(options, only={node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN})
     data = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(
         data,
@@ -173,7 +173,7 @@ def trial(
 
 
 def _fused(model: ir.Model, target: Target) -> pipeline.Outcome:
-    return pipeline.run(model, target, options=pipeline.Options(simplify=False), configure=lambda o: register(o, "cpu"))
+    return pipeline.run(model, target, options=pipeline.Options(simplify=False), configure=register)
 
 
 def _runs(call: Callable[[], object]) -> bool:

@@ -5,7 +5,7 @@ expanded to one product per group.
 
 Signature (version 1)::
 
-    output = GroupedMatMul(rows, weight, ends)
+    output = GroupedMatMul(rows, weight, ends, groups=E, transposed=0)
 
     rows    (S, D)     float, those of group 0 first, then those of group 1, ...
     weight  (E, D, F)  or (E, F, D) with ``transposed``
@@ -44,28 +44,13 @@ class GroupedNode:
     rows: ir.Value
     weight: ir.Value
     ends: ir.Value
+    groups: int
     transposed: bool
 
     @property
     def output(self) -> ir.Value:
         """The products, (S, F)."""
         return self.node.outputs[0]
-
-    @property
-    def groups(self) -> int:
-        """How many weights there are."""
-        return self._size(0)
-
-    @property
-    def width(self) -> int:
-        """F, the width of the output."""
-        return self._size(1 if self.transposed else 2)
-
-    def _size(self, axis: int) -> int:
-        size = None if self.weight.shape is None else self.weight.shape[axis]
-        if not isinstance(size, int):
-            raise ValueError(f"the shape of '{self.weight.name}' is not fixed: {self.weight.shape}")
-        return size
 
 
 def read(node: ir.Node) -> GroupedNode:
@@ -78,7 +63,7 @@ def read(node: ir.Node) -> GroupedNode:
         raise ValueError(f"{node.name} is {node.domain}::{node.op_type}, not a canonical grouped product")
     rows, weight, ends = node.inputs
     assert rows is not None and weight is not None and ends is not None
-    return GroupedNode(node, rows, weight, ends, bool(attribute(node, "transposed", 0)))
+    return GroupedNode(node, rows, weight, ends, int(attribute(node, "groups")), bool(attribute(node, "transposed", 0)))
 
 
 def expand(site: GroupedNode, g: Builder) -> tuple[ir.Value]:
@@ -97,7 +82,8 @@ def expand(site: GroupedNode, g: Builder) -> tuple[ir.Value]:
         parts.append(g.op("Gemm", own, weight, transB=1) if site.transposed else g.op("MatMul", own, weight))
         start = end
     left = g.op("Sub", g.op("Shape", site.rows, start=0, end=1), start)
-    shape = g.op("Concat", left, number.list(site.width), axis=0)
+    axis = 1 if site.transposed else 2
+    shape = g.op("Concat", left, g.op("Shape", site.weight, start=axis, end=axis + 1), axis=0)
     dtype = site.rows.dtype or ir.DataType.FLOAT
     parts.append(g.op("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype)))
     output = site.output

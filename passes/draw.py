@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from .graph import constant
 from .notable import Ids, notable, takes_ids
+from .rule import Draw
 from .sizes import apply_ties, tied
 from .symbols import free_names, size_of
 
@@ -34,6 +36,12 @@ _SHORT: Final = 3
 _LONG: Final = 512
 #: No symbol is raised beyond this to keep what is computed from it from being empty.
 _LIMIT: Final = 1 << 14
+
+#: Weights of more numbers than this, a prime, repeat them: no row of a weight is another's then.
+_BLOCK: Final = 1_048_583
+
+#: No value is drawn in a way of its own.
+_USUAL: Final[Mapping[int, Draw]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +198,13 @@ def random_feeds(
     case: int,
     forbidding: Sequence[ir.Value] = (),
     ids: Ids | None = None,
+    draws: Mapping[int, Draw] = _USUAL,
 ) -> dict[str, np.ndarray]:
     """Random arrays for values, under ``i0``, ``i1``, ...: normal floats, padding patterns, small integers.
 
     Floats among ``forbidding`` get minus infinity (the lowest number, in every other case) in padding patterns.
-    Integers are drawn from ``ids``, where they are given, in the place of patterns.
+    Integers are drawn from ``ids``, where they are given, in the place of patterns. Values in ``draws``, by their
+    ``id``, are drawn as it says.
     Patterns and integers do not depend on which floats are drawn beside them: a rewrite that is wrong for a pattern
     stays wrong when the proof asks again with other floats free.
     """
@@ -212,6 +222,9 @@ def random_feeds(
                 shape.append(max(size_of(dim, sizes), 0) if free_names(dim) else next(unknown))
         free_float = value.dtype.is_floating_point() and id(value) not in masks
         marks = rng if free_float else np.random.default_rng([case, next(patterns)])
+        if id(value) in draws:
+            feeds[f"i{index}"] = _drawn(draws[id(value)], value.dtype, shape, marks)
+            continue
         if ids is not None and takes_ids(value) and 0 not in shape:
             feeds[f"i{index}"] = ids.draw(value, shape, sizes, marks)
             continue
@@ -221,6 +234,14 @@ def random_feeds(
             drawn = np.where(_padding(drawn.shape, marks, case) > 0, drawn, drawn.dtype.type(low))
         feeds[f"i{index}"] = drawn
     return feeds
+
+
+def _drawn(draw: Draw, dtype: ir.DataType, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    if draw.below is not None:
+        return rng.integers(0, draw.below, shape).astype(dtype.numpy())
+    count = math.prod(shape)
+    block = rng.standard_normal(min(count, _BLOCK), np.float32) * np.float32(draw.deviation)
+    return np.resize(block.astype(dtype.numpy()), shape)
 
 
 def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, case: int, largest: int) -> np.ndarray:

@@ -80,12 +80,12 @@ class Prover:
             return Proof(False, method="not-run", detail=f"the proof could not be run: {_first_line(error)}")
 
     def _prove(self, replacement: Replacement, g: Builder, safety: Safety) -> Proof:
-        cut = _externals(g.nodes, replacement.new)
+        cut = _externals(g.nodes, replacement)
         first = proof = self._attempt(replacement, g, safety, cut)
         # Floats that the new form reads were taken as free. They may depend on one another, or carry a mask the
         # facts were read from: ask again with the cut further up, where less is taken as free.
         for _ in range(HIGHER):
-            above = None if proof.ok else _one_up(cut)
+            above = None if proof.ok else _one_up(cut, replacement)
             if above is None:
                 break
             replacement = dataclasses.replace(replacement, forbidding=_forbidding_above(replacement.forbidding, cut))
@@ -107,7 +107,9 @@ class Prover:
         old_model, old_key = to_model(before, **arguments)
         new_model, new_key = to_model(after, **arguments)
         forbidding = [i for i, v in enumerate(free) if any(v is f for f in replacement.forbidding)]
-        key = f"{old_key}{new_key}{safety}{replacement.assumptions}{_shape_key(free)}{forbidding}"
+        draws = {id(v): draw for v, draw in replacement.draws}
+        drawn = [(i, draws[id(v)]) for i, v in enumerate(free) if id(v) in draws]
+        key = f"{old_key}{new_key}{safety}{replacement.assumptions}{_shape_key(free)}{forbidding}{drawn}"
         if key in self._known:
             known = self._known[key]
             return dataclasses.replace(known, method="cached") if known.method == "executed" else known
@@ -141,7 +143,7 @@ class Prover:
             if number >= len(cases[0]) and wanted <= worst.grown:
                 break
             exact: Sequence[np.ndarray] | None = None
-            feeds, old, why = self._old(old_run, free, plan, replacement.forbidding)
+            feeds, old, why = self._old(old_run, free, plan, replacement)
             if old is None:  # these sizes do not fit the model (a fixed window, say) ...
                 trouble = why
                 exact = None if exact_run is None else _tried(exact_run, feeds)
@@ -170,13 +172,14 @@ class Prover:
         return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
 
     def _old(
-        self, run: Run, free: Sequence[ir.Value], plan: Plan, forbidding: Sequence[ir.Value]
+        self, run: Run, free: Sequence[ir.Value], plan: Plan, replacement: Replacement
     ) -> tuple[dict[str, np.ndarray], list[np.ndarray] | None, str]:
         """The inputs of a case, what the old form gives for them, and why it does not where it gives nothing."""
         feeds, trouble = dict[str, np.ndarray](), ""
+        draws = {id(v): draw for v, draw in replacement.draws}
         for ids in (None,) if plan.ids is None else plan.ids.narrower():
             rng = np.random.default_rng([self._seed, plan.case, zlib.crc32(str(len(free)).encode())])
-            feeds = random_feeds(free, plan.sizes, rng, plan.case, forbidding, ids)
+            feeds = random_feeds(free, plan.sizes, rng, plan.case, replacement.forbidding, ids, draws)
             try:
                 return feeds, run(feeds), ""
             except Exception as error:
@@ -209,14 +212,15 @@ def _narrowed(exact: Sequence[np.ndarray], model: ir.Model) -> list[np.ndarray]:
     return [a if o.dtype is None else np.asarray(a).astype(o.dtype.numpy()) for a, o in pairs]
 
 
-def _externals(nodes: Iterable[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Value]:
-    """Float values that the new nodes read and did not make: where both forms are cut.
+def _externals(nodes: Iterable[ir.Node], replacement: Replacement) -> list[ir.Value]:
+    """Float values that the new nodes read and did not make, and integers that are drawn: where both forms are cut.
 
     One whose shape alone is read is no place to cut: the old form may run through it.
     """
     made = {id(o) for n in nodes for o in n.outputs}
-    read = [v for n in nodes for v in n.inputs if v is not None and op_name(n) not in ("Shape", "Size")] + list(outputs)
-    seen: dict[int, ir.Value] = {}
+    read = [v for n in nodes for v in n.inputs if v is not None and op_name(n) not in ("Shape", "Size")]
+    read.extend(replacement.new)
+    seen = {id(v): v for v, draw in replacement.draws if draw.below is not None and v.producer() is not None}
     for value in read:
         if id(value) in made or value.producer() is None:
             continue
@@ -225,16 +229,18 @@ def _externals(nodes: Iterable[ir.Node], outputs: Sequence[ir.Value]) -> list[ir
     return list(seen.values())
 
 
-def _one_up(cut: list[ir.Value]) -> list[ir.Value] | None:
+def _one_up(cut: list[ir.Value], replacement: Replacement) -> list[ir.Value] | None:
     """The cut moved above the element-wise nodes that make it; None when none of it can move.
 
-    Other values stay in the cut: above a matrix product there is nothing a mask or a bias is made of.
+    Other values stay in the cut: above a matrix product there is nothing a mask or a bias is made of. So do integers
+    that are drawn.
     """
     above: dict[int, ir.Value] = {}
+    drawn = {id(v) for v, _ in replacement.draws}
     moved = False
     for value in cut:
         node = value.producer()
-        if node is None or node.op_type in _HEAVY or len(node.outputs) != 1:
+        if node is None or node.op_type in _HEAVY or len(node.outputs) != 1 or id(value) in drawn:
             above[id(value)] = value
             continue
         moved = True
@@ -268,7 +274,15 @@ _HANDS_ON: Final = frozenset(
     }
 )
 _HEAVY: Final = frozenset(
-    ("MatMul", "Gemm", "Conv", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization")
+    (
+        "MatMul",
+        "Gemm",
+        "GroupedMatMul",
+        "Conv",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+    )
 )
 
 

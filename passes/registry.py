@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import activations, attention, layout, norms, recurrence, rotary
+from . import activations, attention, experts, layout, norms, recurrence, rotary
 from .rule import Rule
 
 __all__ = ["RULES", "find"]
@@ -19,6 +19,7 @@ RULES: tuple[Rule, ...] = tuple(
             *rotary.RULES,
             *layout.RULES,
             *recurrence.RULES,
+            *experts.RULES,
         ),
         key=lambda rule: rule.code,
     )

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..runtime.target import Target
 from .graph import Builder, op_name
 
-__all__ = ["ASSUMPTIONS", "Context", "Declined", "Example", "Replacement", "Rule", "Safety", "Status"]
+__all__ = ["ASSUMPTIONS", "Context", "Declined", "Draw", "Example", "Replacement", "Rule", "Safety", "Status"]
 
 #: Named assumptions a rewrite may rest on, with the sentence the report shows.
 ASSUMPTIONS: Final[dict[str, str]] = {
@@ -74,6 +74,19 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How a proof draws a value at random, where its usual numbers would show little.
+
+    Attributes:
+        below: Integers from 0 up to this one, whatever makes the value in the graph; None for floats.
+        deviation: Standard deviation of floats: that of a trained weight keeps an activation where it bends.
+    """
+
+    below: int | None = None
+    deviation: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replacement:
     """What ``build`` returns: old values and the new ones that stand for them.
 
@@ -86,6 +99,7 @@ class Replacement:
         forbidding: Floats that may hold minus infinity or the lowest number: the proof draws such ones too.
         twin: Whether the new form in float64 may stand for the old one there, whose operators have no such kernel.
             Where the two differ by more than rounding explains, the old form itself is the reference.
+        draws: Values that the proof draws in a way of their own.
     """
 
     old: Sequence[ir.Value]
@@ -95,6 +109,7 @@ class Replacement:
     always: tuple[str, ...] = ()
     forbidding: tuple[ir.Value, ...] = ()
     twin: bool = False
+    draws: tuple[tuple[ir.Value, Draw], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ _GROUPED: Final = _schema(
         ("T", ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"], ""),
         ("I", ["tensor(int32)", "tensor(int64)"], ""),
     ],
-    attributes=[_schema.Attribute("transposed", onnx.defs.OpSchema.AttrType.INT, "")],
+    attributes=[_schema.Attribute(name, onnx.defs.OpSchema.AttrType.INT, "") for name in ("groups", "transposed")],
 )
 
 
@@ -67,21 +67,21 @@ def translate_grouped_matmul(
     """
     if offs is None and len(input.shape) == 3 and len(weight.shape) == 3 and bias is None:
         return op.MatMul(input, weight)
-    experts, width = weight.shape[0], weight.shape[-1]
+    experts = weight.shape[0]
     if offs is None or bias is not None or len(input.shape) != 2 or len(weight.shape) != 3:
         raise UnsupportedError(
             "This form of grouped matrix product (ragged inner axis, or a bias) has no ONNX translation.",
             hint="Write the experts as a loop of matrix products, one per expert.",
         )
-    if not isinstance(experts, int) or not isinstance(width, int):
+    if not isinstance(experts, int):
         raise UnsupportedError(
-            "A grouped matrix product has a number of experts, or a width of them, that varies.",
-            hint="Leave the expert axis and the last axis of the weights fixed.",
+            "A grouped matrix product has a number of experts that varies.",
+            hint="Leave the expert axis of the weights fixed.",
         )
     stored = _transposed(weight)
     operands = [input, weight if stored is None else stored, offs]
-    result = evaluator.default().eval(_GROUPED, operands, {"transposed": int(stored is not None)})
-    result.dtype, result.shape = input.dtype, ir.Shape([input.shape[0], width])
+    result = evaluator.default().eval(_GROUPED, operands, {"groups": experts, "transposed": int(stored is not None)})
+    result.dtype, result.shape = input.dtype, ir.Shape([input.shape[0], weight.shape[2]])
     return result if out_dtype in (None, -1) else op.Cast(result, to=int(out_dtype))
 
 

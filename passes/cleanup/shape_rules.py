@@ -8,8 +8,7 @@ from typing import Any, Final, Protocol
 
 import onnx_ir as ir
 
-from ...custom_ops import DOMAIN
-from ...custom_ops.skip_normalization import signatures
+from ...custom_ops import DOMAIN, mixture_of_experts, skip_normalization
 from ..graph import attribute
 from ..look import axes_of
 from ..symbols import same_dim
@@ -76,6 +75,11 @@ def _gemm(p: Vectors, node: ir.Node) -> Dims:
     left, right = dims_of(node.inputs[0]), dims_of(node.inputs[1])
     rows = left[1] if attribute(node, "transA", 0) else left[0]
     return [rows, right[0] if attribute(node, "transB", 0) else right[1]]
+
+
+def _grouped(p: Vectors, node: ir.Node) -> Dims:
+    rows, weight = dims_of(node.inputs[0]), dims_of(node.inputs[1])
+    return [rows[0], weight[1] if attribute(node, "transposed", 0) else weight[2]]
 
 
 def _quantized_product(p: Vectors, node: ir.Node) -> Dims:
@@ -254,7 +258,9 @@ SHAPES: Final = table(
             _same,
         ),
         ("com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization", _same),
-        (" ".join(f"{DOMAIN}::{s.op_type}" for s in signatures()), _same),
+        (" ".join(f"{DOMAIN}::{s.op_type}" for s in skip_normalization.signatures()), _same),
+        (" ".join(f"{DOMAIN}::{s.op_type}" for s in mixture_of_experts.signatures()), _same),
+        ("deployml.canonical::GroupedMatMul", _grouped),
         (
             "com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu",
             _same,

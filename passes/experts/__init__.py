@@ -1,7 +1,8 @@
-"""Mixtures of experts: grouped products kept whole at capture, and what becomes of them."""
+"""Mixtures of experts: grouped products kept whole at capture, lowered to the project's own operator."""
 
 from __future__ import annotations
 
-from .lower import lower_experts
+from .lower import RULES, lower_experts
+from .mixture import MixtureOfExperts
 
-__all__ = ["lower_experts"]
+__all__ = ["RULES", "MixtureOfExperts", "lower_experts"]

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import time
+from typing import Final
+
+import onnx_ir as ir
 
 from ...runtime.report import PassRecord
 from .. import canonical, canonical_experts
+from ..bodies import add_bodies
 from ..engine import Engine
+from ..rule import Rule
+from .mixture import MixtureOfExperts
 
-__all__ = ["lower_experts"]
+__all__ = ["RULES", "lower_experts"]
+
+#: In the order to run.
+RULES: Final[tuple[Rule, ...]] = (MixtureOfExperts(),)
 
 
 def lower_experts(engine: Engine) -> None:
-    """Expand every canonical grouped product. None is left."""
+    """Make mixtures of experts one node each; expand every grouped product that is left, with the reason journalled."""
     model = engine.context.model
-    nodes = [n for n in model.graph.all_nodes() if canonical_experts.is_grouped(n)]
+    if not _grouped(model):
+        model.graph.opset_imports.pop(canonical.DOMAIN, None)
+        return
+    if engine.run("experts", RULES):
+        add_bodies(model)
     start, before = time.perf_counter(), model.graph.num_nodes()
+    nodes = _grouped(model)
     for node in nodes:
         canonical.replace_by_plain(node)
     model.graph.opset_imports.pop(canonical.DOMAIN, None)
@@ -32,3 +46,7 @@ def lower_experts(engine: Engine) -> None:
             nodes_after=model.graph.num_nodes(),
         )
     )
+
+
+def _grouped(model: ir.Model) -> list[ir.Node]:
+    return [n for n in model.graph.all_nodes() if canonical_experts.is_grouped(n)]

@@ -49,7 +49,7 @@ def evaluator() -> Evaluator:
 
 
 def plain(model: ir.Model) -> ir.Model:
-    """The model with the project's private operator written out, so that it can be run."""
+    """The model with the project's private operators written out, so that it can be run."""
     copy = model.clone()
     canonical.expand_all(copy)
     return copy

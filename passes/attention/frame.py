@@ -31,7 +31,7 @@ def lifted_heads(query: ir.Value, key: ir.Value, value: ir.Value | None) -> int 
 
 
 def _merged_heads(value: ir.Value | None) -> int | None:
-    """Heads that a reshape merged into the batch: from (B, N, S, H), or split off a width of N * H."""
+    """Heads that a reshape merged into the batch: from (B, N, S, H) or (S, B, N, H), or split off a width of N * H."""
     size = (dims(value) or (None,))[-1]
     node = producer(value, *_HEAD_PATH)
     for _ in range(6):
@@ -39,6 +39,8 @@ def _merged_heads(value: ir.Value | None) -> int | None:
             return None
         source, result = dims(node.inputs[0]), dims(node.outputs[0])
         if node.op_type == "Reshape" and source is not None and result is not None:
+            if _is_time_first(source, result) and isinstance(source[2], int):
+                return source[2]
             if len(source) == 4 and isinstance(source[1], int):
                 return source[1]
             width = source[-1]
@@ -46,6 +48,13 @@ def _merged_heads(value: ir.Value | None) -> int | None:
                 return width // size if width % size == 0 else None
         node = producer(node.inputs[0], *_HEAD_PATH)
     return None
+
+
+def _is_time_first(source: tuple[int | str | None, ...], result: tuple[int | str | None, ...]) -> bool:
+    """Whether a reshape merges the two axes in the middle, (S, B, N, H) to (S, B * N, H)."""
+    if len(source) != 4 or len(result) != 3 or source[2:] == result[1:]:
+        return False
+    return (source[0], source[3]) == (result[0], result[2])
 
 
 _HEAD_PATH = ("Reshape", "Transpose", "Mul", "Div", "Cast", "Identity")

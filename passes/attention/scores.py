@@ -120,7 +120,7 @@ class _Walk:
                 raise Declined("no-score-product", f"'{value.name}' is reached before any matrix product", at=value)
             if op_name(node) == "MatMul":
                 found = dims(value)
-                if self.views and (top is None or found is None or top[-2:] != found[-2:]):
+                if not all(map(_keeps_last, self.views)) and (top is None or found is None or top[-2:] != found[-2:]):
                     raise Declined("score-layout", f"the scores are reshaped from {found} to {top}", at=node)
                 return Product(
                     node=node,
@@ -175,6 +175,8 @@ class _Walk:
 
     def _add(self, node: ir.Node) -> ir.Value:
         path, other = self._sides(node)
+        if filling(other) == 0 and dims(path) is not None and dims(path) == dims(node.outputs[0]):
+            return path  # baddbmm whose first operand counts for nothing
         self._refuse_below_cap(node)
         self.terms.append(Term(other, "bias", self.scale, list(self.factors)))
         return path
@@ -196,29 +198,25 @@ class _Walk:
         for value, other in ((left, right), (right, left)):
             number = scalar(other)
             if number is not None:
-                return self._capped(node, value, float(number))
+                self.scale *= float(number)
+                return value
         path, other = self._sides(node)
         if not _per_head(other):
             raise Declined("score-factor", f"the scores are multiplied by '{other.name}' {dims(other)}", at=node)
         self.factors.append(Factor(other, "Mul"))
         return path
 
-    def _capped(self, node: ir.Node, value: ir.Value, number: float) -> ir.Value:
-        """c * tanh(x / c), or a plain factor."""
-        tanh = producer(value, "Tanh")
-        if tanh is None:
-            self.scale *= number
-            return value
-        inner = _first(tanh)
-        quotient = producer(inner, "Div", "Mul")
-        divisor = None if quotient is None else scalar(_pair(quotient)[1])
-        if quotient is None or divisor is None:
-            raise Declined("softcap-form", "tanh over the scores without its divisor", at=tanh)
-        cap = float(divisor) if quotient.op_type == "Div" else 1.0 / float(divisor)
-        if self.scale != 1.0 or self.factors or self.softcap or not np.isclose(cap, number, rtol=1e-6):
-            raise Declined("softcap-form", f"tanh is entered at 1/{cap} and left at {number}", at=node)
-        self.softcap = number
-        return _pair(quotient)[0]
+    def _tanh(self, node: ir.Node) -> ir.Value:
+        """The cap of c * tanh(x / d), where c is all that stands above: a cap of c on scores that count c / d times."""
+        if self.softcap or self.factors or not 0 < self.scale < np.inf:
+            raise Declined("softcap-form", "tanh over the scores is not left by one factor above 0", at=node)
+        inner = _first(node)
+        divided, divisor = _divisor(inner)
+        self.softcap = self.scale
+        if divisor is None or not np.isclose(self.scale, divisor, rtol=1e-6):
+            return inner  # the number below the tanh, if any, is the next factor
+        self.scale = 1.0
+        return divided
 
     def _div(self, node: ir.Node) -> ir.Value:
         left, right = _pair(node)
@@ -313,6 +311,7 @@ _STEPS = {
     "Sub": _Walk._sub,
     "Mul": _Walk._mul,
     "Div": _Walk._div,
+    "Tanh": _Walk._tanh,
     "Where": _Walk._where,
     "Concat": _Walk._concat,
     "Pad": _Walk._pad,
@@ -326,6 +325,26 @@ def score_product(value: ir.Value) -> Product:
         Declined: naming the first node whose meaning is not understood.
     """
     return _Walk().up(value)
+
+
+def _keeps_last(view: View) -> bool:
+    """Whether a view has the rows and columns of what it shows: of the names that masks bring in it knows nothing."""
+    inner, outer = dims(view.inner), dims(view.outer)
+    return inner is not None and outer is not None and inner[-2:] == outer[-2:] and None not in inner[-2:]
+
+
+def _divisor(value: ir.Value) -> tuple[ir.Value, float | None]:
+    """A quotient's dividend and the number that divides it, also written as a factor; None where it is no quotient."""
+    node = producer(value, "Div", "Mul")
+    if node is None:
+        return value, None
+    left, right = _pair(node)
+    number = scalar(right)
+    if number is None and node.op_type == "Mul":
+        left, number = right, scalar(left)
+    if number is None or number == 0:
+        return value, None
+    return left, float(number) if node.op_type == "Div" else 1.0 / float(number)
 
 
 def _is_one_column(value: ir.Value, beside: ir.Value) -> bool:
@@ -388,7 +407,7 @@ def filling(value: ir.Value | None) -> float | None:
     return number if same else None
 
 
-_PATH = frozenset(_STEPS) | {"Tanh"}
+_PATH = frozenset(_STEPS)
 _FIRST_ONLY = frozenset(("Sub", "Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout", "Pad"))
 
 

@@ -86,7 +86,7 @@ def test_what_was_found_stays_repaired(dtype: str) -> None:
     assert not result.broken
     assert not [found.problem for found in result.found if found.problem]
     sites = [found.site for found in result.found]
-    assert [s is not None and s.status for s in sites] == ["fused", "declined", *["fused"] * 4]
+    assert [s is not None and s.status for s in sites] == ["fused"] * 6
     if dtype == "float32":
         assert all(s is not None and "fully-masked-rows" in s.assumptions for s in sites)
 
@@ -105,6 +105,27 @@ def test_a_plain_attention_is_fused_on_every_target(target: str) -> None:
     assert not result.broken
     (found,) = result.found
     assert not found.problem and found.site is not None and found.site.status == "fused"
+
+
+#: Once declined for names of dimensions, for an order of axes or for the place of a cap.
+ONCE_DECLINED = (
+    AttentionSpec(product="bmm", masks=("causal",), bias="table"),
+    AttentionSpec(product="bmm", masks=("padding",), sink="logit"),
+    AttentionSpec(product="bmm", masks=("padding",), sink="one"),
+    AttentionSpec(product="bmm", masks=("causal", "padding"), fill="1e9", guard="where", apart=True),
+    AttentionSpec(product="baddbmm", masks=("padding",), softcap=5.0, scale="divide", bias="alibi"),
+    AttentionSpec(product="bmm", time_first=True, packing="last", rotary="half", masks=("segments",)),
+    AttentionSpec(scale="late", softcap=5.0, bias="heads", masks=("causal",), fill="min"),
+)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float16"))
+def test_what_was_once_declined_is_fused(dtype: str) -> None:
+    specs = ONCE_DECLINED if dtype == "float32" else [for_half(spec) for spec in ONCE_DECLINED]
+    result = trial(specs, seed=11, exporter="written", dtype=dtype)
+    assert not result.broken
+    assert not [found.problem for found in result.found if found.problem]
+    assert [found.site and found.site.status for found in result.found] == ["fused"] * len(specs)
 
 
 @pytest.fixture

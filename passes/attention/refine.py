@@ -9,6 +9,7 @@ from ..engine import Engine
 from ..graph import op_name
 from ..rule import Rule
 from .bias import ProjectionBias
+from .heads_first import HeadsFirst
 from .moved_parts import MovedParts
 from .one_tensor import OneTensor
 from .packed import SeparateProjections
@@ -16,7 +17,7 @@ from .packed import SeparateProjections
 __all__ = ["REFINE", "refine_attention"]
 
 #: Rules that improve the lowered nodes.
-REFINE: tuple[Rule, ...] = (ProjectionBias(), SeparateProjections(), MovedParts(), OneTensor())
+REFINE: tuple[Rule, ...] = (ProjectionBias(), SeparateProjections(), MovedParts(), OneTensor(), HeadsFirst())
 
 
 def refine_attention(engine: Engine) -> None:

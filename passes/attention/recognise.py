@@ -10,6 +10,7 @@ from .. import canonical
 from ..graph import Builder
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 from .between import Between, between
+from .conditions import literals
 from .frame import Frame, lifted_heads
 from .scores import Product, score_product
 from .weights import Downward, attends, read_elsewhere, walk_down
@@ -150,12 +151,12 @@ def _forbid(product: Product, down: Downward, softmax: ir.Node) -> None:
         Declined: "weights-changed" when weights are set to 0 under a condition that masks no score.
     """
     for condition, keeps in down.blanked:
-        term = next(
-            (t for t in product.terms if t.value is condition and t.kind == ("keep" if keeps else "drop")), None
-        )
-        if term is None:
+        wanted = literals(condition, keeps)
+        said = [(t, literals(t.value, t.kind == "keep")) for t in product.terms if t.kind in ("keep", "drop")]
+        if wanted != frozenset().union(*(each for _, each in said if each <= wanted)):
             raise Declined("weights-changed", "weights are set to 0 that the softmax had counted", at=softmax)
-        term.fill = None
+        for term, each in said:
+            term.fill = None if each <= wanted else term.fill
 
 
 def _text(body: str, inputs: str) -> str:

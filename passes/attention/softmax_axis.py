@@ -7,21 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import Builder, attribute, dims, producer
+from ..graph import Builder, attribute, dims, op_name, producer, scalar
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 from .scores import leads_to_product
 
 __all__ = ["SoftmaxAxis"]
 
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh")
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip")
+#: What hands weights on to their product with the value.
+_CARRIES = ("Where", "Cast", "Identity")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The softmax and the order of axes that puts its own last."""
+    """The softmax, the order of axes that puts its own last, and what its weights go through before the value."""
 
     node: ir.Node
     perm: tuple[int, ...]
+    below: tuple[ir.Node, ...]
 
 
 class SoftmaxAxis(Rule):
@@ -29,7 +32,8 @@ class SoftmaxAxis(Rule):
 
     ## What it finds
     Softmax whose input is a product of two computed tensors, turned by a Transpose, over element-wise
-    operators: einsum code that keeps heads last or keys before queries.
+    operators: einsum code that keeps heads last or keys before queries. Guards of empty rows behind the softmax turn
+    with it.
 
     ## Why
     Recognition reads scores as (..., queries, keys). Turning them costs nothing: the transposes meet those of
@@ -70,15 +74,64 @@ class SoftmaxAxis(Rule):
         perm = back if back[-1] == axis else (*(i for i in range(rank) if i != axis), axis)
         if perm == tuple(range(rank)):
             raise Declined("no-match", "queries and keys are the last axes already")
-        return Facts(node, perm)
+        return Facts(node, perm, tuple(_below(node.outputs[0])))
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
         source, old = facts.node.inputs[0], facts.node.outputs[0]
         assert source is not None
         turned = _turned(g, source, facts.perm, 16)
         soft = g.op("Softmax", turned, axis=-1, dtype=old.dtype, shape=turned.shape)
-        back = tuple(int(i) for i in np.argsort(facts.perm))
-        return Replacement(old=[old], new=[g.op("Transpose", soft, perm=list(back), dtype=old.dtype, shape=old.shape)])
+        turned_weights = {id(old): soft}
+        for node in facts.below:
+            turned_weights[id(node.outputs[0])] = _carried(g, node, facts.perm, turned_weights)
+        weights = [old, *(node.outputs[0] for node in facts.below)]
+        back = [int(i) for i in np.argsort(facts.perm)]
+        return Replacement(
+            old=weights,
+            new=[g.op("Transpose", turned_weights[id(v)], perm=back, dtype=v.dtype, shape=v.shape) for v in weights],
+        )
+
+
+def _below(weights: ir.Value) -> list[ir.Node]:
+    """The guards and casts that carry weights on, nearest first."""
+    found: list[ir.Node] = []
+    while len(found) < 6:
+        users = {id(u.node): u.node for u in weights.uses()}.values()
+        carriers = [n for n in users if op_name(n) in _CARRIES and _carries(n, weights)]
+        if len(carriers) != 1 or len(dims(carriers[0].outputs[0]) or ()) != len(dims(weights) or ()):
+            break
+        found.append(carriers[0])
+        weights = carriers[0].outputs[0]
+    return found
+
+
+def _carries(node: ir.Node, weights: ir.Value) -> bool:
+    """Whether a node hands weights on: a Where in one arm, whose other is one number, and whose shapes are known."""
+    if node.op_type != "Where":
+        return True
+    arms = [v for v in node.inputs[1:] if v is not weights]
+    test = node.inputs[0]
+    return len(arms) == 1 and scalar(arms[0]) is not None and dims(test) is not None
+
+
+def _carried(g: Builder, node: ir.Node, perm: tuple[int, ...], turned: dict[int, ir.Value]) -> ir.Value:
+    """A guard or cast of weights, over turned ones."""
+    old = node.outputs[0]
+    shape = [list(old.shape or ())[i] for i in perm]
+    given = {a.name: a.value for a in node.attributes.values()}
+    inputs = [_condition(g, v, perm, turned) for v in node.inputs if v is not None]
+    return g.op(node.op_type, *inputs, dtype=old.dtype, shape=shape, **given)
+
+
+def _condition(g: Builder, value: ir.Value, perm: tuple[int, ...], turned: dict[int, ir.Value]) -> ir.Value:
+    """An operand of a guard, turned: the weights themselves, a test of them, a mask, or a number."""
+    if id(value) in turned:
+        return turned[id(value)]
+    test = producer(value, "IsNaN")
+    if test is not None and id(test.inputs[0]) in turned:
+        source = turned[id(test.inputs[0])]
+        return g.op("IsNaN", source, dtype=ir.DataType.BOOL, shape=source.shape)
+    return value if scalar(value) is not None else _turned(g, value, perm, 16)
 
 
 def _turned_product(value: ir.Value) -> ir.Node | None:

@@ -116,6 +116,10 @@ ONCE_DECLINED = (
     AttentionSpec(product="baddbmm", masks=("padding",), softcap=5.0, scale="divide", bias="alibi"),
     AttentionSpec(product="bmm", time_first=True, packing="last", rotary="half", masks=("segments",)),
     AttentionSpec(scale="late", softcap=5.0, bias="heads", masks=("causal",), fill="min"),
+    AttentionSpec(product="einsum", letters="hbqk", guard="where", masks=("padding",)),
+    AttentionSpec(product="einsum", letters="bqhk", guard="zero_rows", masks=("causal", "padding"), weights=True),
+    AttentionSpec(product="einsum", letters="hbqk", floor="clamp", masks=("left",), fill="min"),
+    AttentionSpec(guard="zero_rows", masks=("padding", "causal"), fill="where", apart=True),
 )
 
 

@@ -11,6 +11,7 @@ once.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ __all__ = ["Proof", "Prover"]
 
 #: How many times the cut is moved up before a rewrite counts as not equal.
 HIGHER: Final = 4
+
+#: Of a form that takes much memory for each row no more than this are tried at a time.
+FEW: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class Prover:
         canonical.expand_all(new_model)
         nodes = (*before.nodes, *after.nodes)
         cases = plans(free, nodes, (*before.constants, *after.constants)), level_plans(free, nodes)
+        if replacement.few:
+            cases = [p for p in cases[0] if math.prod(p.sizes.values()) <= FEW], []
         proof = self._run(old_model, new_model, free, cases, safety, replacement, rows)
         self._known[key] = proof
         return proof

@@ -100,6 +100,7 @@ class Replacement:
         twin: Whether the new form in float64 may stand for the old one there, whose operators have no such kernel.
             Where the two differ by more than rounding explains, the old form itself is the reference.
         draws: Values that the proof draws in a way of their own.
+        few: Whether the proof keeps to few rows: the old form takes much memory for each.
     """
 
     old: Sequence[ir.Value]
@@ -110,6 +111,7 @@ class Replacement:
     forbidding: tuple[ir.Value, ...] = ()
     twin: bool = False
     draws: tuple[tuple[ir.Value, Draw], ...] = ()
+    few: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

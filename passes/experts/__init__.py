@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .gathered import GatheredExperts
+from .grouped import SortedExperts
 from .lower import RULES, lower_experts
-from .mixture import MixtureOfExperts
 
-__all__ = ["RULES", "MixtureOfExperts", "lower_experts"]
+__all__ = ["RULES", "GatheredExperts", "SortedExperts", "lower_experts"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["SILU", "WOVEN", "grouped_text"]
+__all__ = ["SILU", "WOVEN", "gathered_text", "grouped_text"]
 
 #: Sizes in the examples: experts, features, inner features.
 EXPERTS, HIDDEN, INNER = 3, 4, 2
@@ -37,6 +38,32 @@ _RESTORED: Final = """
   y = ReduceSum <keepdims = 0> (each, one)"""
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One way to write a mixture: nodes before the first product, each product, and what follows."""
+
+    before: str
+    product: str
+    ids: str
+    after: str
+
+
+_GROUPED: Final = _Form(
+    _SORTED, "{out} = deployml.canonical.GroupedMatMul <{attributes}> ({rows}, {weight}, ends)", "ids", _RESTORED
+)
+_GATHERED: Final = _Form(
+    """
+  flat = Reshape (experts, minus)
+  apart = Unsqueeze (x, one) wide = Expand (apart, pair) rows = Reshape (wide, by_row)""",
+    """{weight}_own = Gather ({weight}, flat) {out}_column = Unsqueeze ({rows}, minus)
+  {out}_thin = MatMul ({weight}_own, {out}_column) {out} = Squeeze ({out}_thin, minus)""",
+    "flat",
+    """
+  factor = Reshape (weights, column_shape) weighted = Mul (out, factor) each = Reshape (weighted, by_token)
+  y = ReduceSum <keepdims = 0> (each, one)""",
+)
+
+
 def grouped_text(
     *,
     between: str = SILU,
@@ -58,34 +85,73 @@ def grouped_text(
         gated: h has two halves.
         normed: What comes out of each expert is normalised.
     """
+    return _text(_GROUPED, between, dtype, tokens, stored=stored, turned=stored, bias=bias, gated=gated, normed=normed)
+
+
+def gathered_text(
+    *,
+    between: str = SILU,
+    dtype: str = "float",
+    tokens: int | str = "N",
+    bias: bool = False,
+    gated: bool = True,
+    normed: bool = False,
+) -> str:
+    """The same with a constant weight gathered for each row, and batched products."""
+    return _text(_GATHERED, between, dtype, tokens, stored=True, turned=False, bias=bias, gated=gated, normed=normed)
+
+
+def _text(
+    form: _Form,
+    between: str,
+    dtype: str,
+    tokens: int | str,
+    *,
+    stored: bool,
+    turned: bool,
+    bias: bool,
+    gated: bool,
+    normed: bool,
+) -> str:
     inputs = [f"{dtype}[{tokens},{HIDDEN}] x", f"int64[{tokens},2] experts", f"{dtype}[{tokens},2] weights"]
-    shapes = {"inner": (EXPERTS, INNER * (1 + gated), HIDDEN), "outer": (EXPERTS, HIDDEN, INNER)}
-    constants = [
-        "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] minus = {-1}, int64[1] far = {1000}",
-        f"int64 nothing = {{0}}, int64 step = {{1}}, int64[3] by_token = {{-1, 2, {HIDDEN}}}",
-        f"int64[{EXPERTS}] all = {{{', '.join(map(str, range(EXPERTS)))}}}",
-        f"{dtype} seven = {{7}}, {dtype} minus_seven = {{-7}}, {dtype} alpha = {{1.5}}, {dtype} plus_one = {{1}}",
-        f"{dtype} squared = {{2}}",
-    ]
-    for name, (count, rows, columns) in shapes.items():
+    constants = _numbers(dtype)
+    for name, rows, columns in (("inner", INNER * (1 + gated), HIDDEN), ("outer", HIDDEN, INNER)):
         if stored:
-            constants.append(_weight(dtype, name, (count, columns, rows)))
+            constants.append(_weight(dtype, name, (EXPERTS, columns, rows) if turned else (EXPERTS, rows, columns)))
         else:
-            inputs.append(f"{dtype}[{count},{rows},{columns}] {name}")
+            inputs.append(f"{dtype}[{EXPERTS},{rows},{columns}] {name}")
         if bias:
-            constants.append(_weight(dtype, f"{name}_bias", (count, rows)))
-    layout = f"<groups = {EXPERTS}, transposed = {int(not stored)}>"
+            constants.append(_weight(dtype, f"{name}_bias", (EXPERTS, rows)))
+    attributes = f"groups = {EXPERTS}, transposed = {int(not turned)}"
     first, last = ("h", "out") if not bias else ("plain_h", "plain_out")
-    body = f"""{_SORTED}
-  {first} = deployml.canonical.GroupedMatMul {layout} (rows, inner, ends)
-  {"inner_own = Gather (inner_bias, ids) h = Add (plain_h, inner_own)" if bias else ""}{between}
-  {last} = deployml.canonical.GroupedMatMul {layout} (a, outer, ends)
-  {"outer_own = Gather (outer_bias, ids) out = Add (plain_out, outer_own)" if bias else ""}
-  {"normed = LpNormalization (out)" if normed else ""}{_RESTORED.replace("(out", "(normed") if normed else _RESTORED}"""
+    products = [
+        form.product.format(out=out, rows=rows, weight=weight, attributes=attributes)
+        for out, rows, weight in ((first, "rows", "inner"), (last, "a", "outer"))
+    ]
+    own = [
+        f"{weight}_bias_own = Gather ({weight}_bias, {form.ids}) {out} = Add (plain_{out}, {weight}_bias_own)"
+        for weight, out in (("inner", "h"), ("outer", "out"))
+        if bias
+    ] or ["", ""]
+    after = f"\n  normed = LpNormalization (out){form.after.replace('(out', '(normed')}" if normed else form.after
+    body = f"{form.before}\n  {products[0]}\n  {own[0]}{between}\n  {products[1]}\n  {own[1]}{after}"
     return f"""<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1, "deployml.canonical" : 1]>
 experts ({", ".join(inputs)}) => ({dtype}[{tokens},{HIDDEN}] y)
-<{", ".join(constants)}> {{ {body}
+<{", ".join(constants)}> {{{body}
 }}"""
+
+
+def _numbers(dtype: str) -> list[str]:
+    """Constants that any of the texts reads."""
+    vectors = {"zero": (0,), "one": (1,), "two": (2,), "minus": (-1,), "far": (1000,), "by_token": (-1, 2, HIDDEN)}
+    vectors |= {"all": tuple(range(EXPERTS)), "pair": (1, 2, 1), "by_row": (-1, HIDDEN), "column_shape": (-1, 1)}
+    scalars = {"seven": 7, "minus_seven": -7, "alpha": 1.5, "plus_one": 1, "squared": 2}
+    return [
+        *(f"int64[{len(v)}] {name} = {{{', '.join(map(str, v))}}}" for name, v in vectors.items()),
+        "int64 nothing = {0}",
+        "int64 step = {1}",
+        *(f"{dtype} {name} = {{{number}}}" for name, number in scalars.items()),
+    ]
 
 
 def _weight(dtype: str, name: str, shape: tuple[int, ...]) -> str:

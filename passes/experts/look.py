@@ -9,19 +9,19 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph import attribute, constant, dims, op_name, producer
-from ..look import FLOATS, cast_target, consumers, past_casts, past_identity
+from ..look import FLOATS, cast_target, consumers, past_casts
 
 __all__ = [
     "column_of",
     "columns",
     "comes_from",
     "computed_from",
-    "flattened",
     "gathered",
     "leads_to",
     "onwards",
     "rank",
     "rows_of",
+    "unrolled",
 ]
 
 #: No chain of index arithmetic, and no activation, is longer than this.
@@ -44,12 +44,32 @@ def gathered(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 
 def rows_of(node: ir.Node) -> ir.Value | None:
-    """The index, (S,), of a Gather of whole rows, or of what scatters whole rows."""
-    assert node.inputs[1] is not None
-    index = past_identity(node.inputs[1])
+    """The index of a Gather of whole rows, or of what scatters whole rows, as :func:`unrolled` returns it."""
+    index = node.inputs[1]
+    shape = dims(index)
+    if index is None or shape is None:
+        return None
     if node.op_type == "Gather":
-        return index if rank(index) == 1 and attribute(node, "axis", 0) == 0 else None
-    return column_of(index, 2) if attribute(node, "batch_dims", 0) == 0 else None
+        return unrolled(index) if len(shape) == 1 and attribute(node, "axis", 0) == 0 else None
+    return unrolled(index) if shape[1:] == (1,) and attribute(node, "batch_dims", 0) == 0 else None
+
+
+def unrolled(value: ir.Value) -> ir.Value:
+    """What a vector, or a column, is a view of: another one, or (N, K) with N * K elements in the same order."""
+    while True:
+        value = past_casts(value)
+        node = producer(value, "Reshape", "Unsqueeze", "Squeeze", "Transpose")
+        source = None if node is None else node.inputs[0]
+        here, there = dims(value), dims(source)
+        if node is None or source is None or here is None or there is None or len(there) > 2 or here[1:] not in _THIN:
+            return value
+        if there[1:] not in _THIN:
+            return past_casts(source) if node.op_type == "Reshape" else value
+        value = source
+
+
+#: Axes after the first of a vector and of a column.
+_THIN: Final = ((), (1,))
 
 
 def column_of(value: ir.Value, axes: int) -> ir.Value | None:
@@ -58,25 +78,8 @@ def column_of(value: ir.Value, axes: int) -> ir.Value | None:
     node = producer(value, "Unsqueeze", "Reshape")
     if node is None or node.inputs[0] is None:
         return None
-    x, shape = _past_transpose(past_casts(node.inputs[0])), dims(value)
+    x, shape = past_casts(node.inputs[0]), dims(value)
     if shape is None or len(shape) != axes or shape[-1] != 1 or rank(x) != axes - 1:
-        return None
-    return x
-
-
-def _past_transpose(value: ir.Value) -> ir.Value:
-    """A vector behind a Transpose, which does nothing to it."""
-    node = producer(value, "Transpose")
-    return past_casts(node.inputs[0]) if node is not None and node.inputs[0] is not None and rank(value) == 1 else value
-
-
-def flattened(value: ir.Value) -> ir.Value | None:
-    """x of shape (N, K), with K known, when the value is x with its two axes made one."""
-    value = past_casts(value)
-    node = producer(value, "Reshape")
-    x = None if node is None or node.inputs[0] is None else past_casts(node.inputs[0])
-    shape = dims(x)
-    if x is None or shape is None or rank(value) != 1 or len(shape) != 2 or not isinstance(shape[1], int):
         return None
     return x
 

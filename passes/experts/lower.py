@@ -12,20 +12,18 @@ from .. import canonical, canonical_experts
 from ..bodies import add_bodies
 from ..engine import Engine
 from ..rule import Rule
-from .mixture import MixtureOfExperts
+from .gathered import GatheredExperts
+from .grouped import SortedExperts
 
 __all__ = ["RULES", "lower_experts"]
 
 #: In the order to run.
-RULES: Final[tuple[Rule, ...]] = (MixtureOfExperts(),)
+RULES: Final[tuple[Rule, ...]] = (SortedExperts(), GatheredExperts())
 
 
 def lower_experts(engine: Engine) -> None:
     """Make mixtures of experts one node each; expand every grouped product that is left, with the reason journalled."""
     model = engine.context.model
-    if not _grouped(model):
-        model.graph.opset_imports.pop(canonical.DOMAIN, None)
-        return
     if engine.run("experts", RULES):
         add_bodies(model)
     start, before = time.perf_counter(), model.graph.num_nodes()

@@ -1,10 +1,12 @@
-"""EXP001: a mixture of experts in grouped products, to the project's own operator."""
+"""A mixture of experts as the rules hand it over, and the node that it becomes."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -12,20 +14,23 @@ import onnx_ir as ir
 from ...custom_ops import DOMAIN, library_path
 from ...custom_ops.mixture_of_experts import NAME, Signature, signatures
 from ...custom_ops.mixture_of_experts.body import OLDEST_OPSET
-from .. import canonical_experts
-from ..canonical_experts import GroupedNode
 from ..graph import Builder, producer
-from ..look import no_match, opset, past_casts
-from ..rule import Context, Declined, Draw, Example, Replacement, Rule
-from .example_texts import WOVEN, grouped_text
+from ..look import opset, past_casts
+from ..rule import Context, Declined, Draw, Replacement
 from .gate import Between, Part, Source, between
-from .look import comes_from, leads_to
-from .routing import Order, Sorted, by_bias, sorted_by, tokens, way_back
+from .routing import Order, Sorted, by_bias, tokens, way_back
 
-__all__ = ["Mixture", "MixtureOfExperts"]
+__all__ = ["EMITS", "OP", "Mixture", "Product", "mixture_at", "replacement", "require_target"]
 
-_GROUPED: Final = f"deployml.canonical::{canonical_experts.NAME}"
+#: The operator without its signature.
+OP: Final = f"{DOMAIN}::{NAME}"
+#: Every name it has.
+EMITS: Final = tuple(f"{DOMAIN}::{s.op_type}" for s in signatures())
+
 _DTYPES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+#: Finds the product, without a bias, that a value is.
+Product = Callable[[ir.Value], Source | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Mixture:
     """A mixture of experts: the operator's inputs, weights still as the graph stores them.
 
     Attributes:
-        x: (N, H).
+        x: (N, H), or with other axes before the last.
         experts: (N, K), int64.
         weights: (N, K).
         between: First product or products, and what follows them.
@@ -42,6 +47,7 @@ class Mixture:
         bias: (E, H), or None.
         output: What is replaced, (N, H).
         relied_on: Constants that the order was made with.
+        restored: Whether no row was ever moved.
     """
 
     x: ir.Value
@@ -53,6 +59,14 @@ class Mixture:
     bias: ir.Value | None
     output: ir.Value
     relied_on: tuple[ir.Value, ...]
+    restored: bool
+
+    @property
+    def width(self) -> int:
+        """H."""
+        size = None if self.x.shape is None else self.x.shape[-1]
+        assert isinstance(size, int)
+        return size
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -60,110 +74,12 @@ class Mixture:
         return (self.between.gate,) if self.between.value is None else (self.between.gate, self.between.value)
 
 
-class MixtureOfExperts(Rule):
-    """A mixture of experts whose rows are sorted by expert.
+def require_target(node: ir.Node, context: Context) -> None:
+    """Decline where the operator cannot be used, whatever the graph.
 
-    ## What it finds
-    Tokens gathered in the order of their experts, a grouped product, an activation with or without a gate, a second
-    grouped product, the routing weights, and the sum over the experts of each token, the order restored or the rows
-    added where they belong. The gate may be the first half or every other column of the product, or a product of its
-    own, bounded and with a number added to the value (gpt-oss); biases by expert are part of it.
-
-    ## Why
-    The graph has a slice and a product for each expert, and some thirty nodes that sort and restore. The operator
-    sorts once, runs each expert on its own rows, activation and gate in the same pass, and makes no node for an
-    expert without tokens. The model carries a function body of the same meaning, so that it also runs where the
-    library is not loaded.
-
-    ## Before -> After
-    ``TopK, GatherND, Slice, MatMul, ..., QuickGelu, Mul, Slice, MatMul, ..., ScatterND, GatherND, ReduceSum`` ->
-    ``deployml::MixtureOfExperts_silu_gated(x, experts, weights, inner, outer)``; the name has activation, gate and
-    biases.
-
-    ## When it declines
-    * ``no-capability``: the target has no such operator.
-    * ``no-library``: the operator library is not built here, so the rewrite cannot be proven.
-    * ``dtype``, ``opset``: no kernel for the element type, no function body in the opset.
-    * ``activation``: what stands between the products is none the operator computes.
-    * ``routing``: rows are not tokens in the order of their experts, or something else is done to what comes out
-      (a norm, say).
-    * ``weights``: weights are computed, and would be put into another order at each run.
-    * ``not-a-pair``: a grouped product without a second one.
-
-    ## Numerics
-    ROUNDING: float32 inside, rounded once, where half precision rounded after each product. Routing weights of a
-    wider type are rounded to that of the tokens.
-
-    ## References
-    Shazeer and others, Outrageously Large Neural Networks, 2017; Shazeer, GLU Variants Improve Transformer, 2020.
+    Raises:
+        Declined: "no-capability", "no-library" or "opset".
     """
-
-    code: ClassVar[str] = "EXP001"
-    name: ClassVar[str] = "mixture-of-experts"
-    anchors: ClassVar[frozenset[str]] = frozenset({_GROUPED})
-    emits: ClassVar[tuple[str, ...]] = tuple(f"{DOMAIN}::{s.op_type}" for s in signatures())
-
-    def examine(self, node: ir.Node, context: Context) -> Mixture:
-        """See :class:`MixtureOfExperts`."""
-        second = canonical_experts.read(node)
-        if leads_to(second.output, lambda other: _beside(other, second)) is not None:
-            raise no_match("the first product of a pair")
-        _require_target(node, context)
-        order = sorted_by(second.ends)
-        if order is None:
-            raise Declined("routing", "the rows of the product are not sorted by expert", at=node)
-        found = between(second.rows, lambda value: _first(value, second, order))
-        if found is None:
-            raise _not_between(second)
-        x = tokens(found.gate.source.rows, order)
-        if x is None:
-            raise Declined("routing", "the rows of the first product are not tokens by the order of experts", at=node)
-        _require_dtype(x.dtype, node)
-        way = way_back(second.output, order)
-        if not way.done or way.weights is None:
-            raise Declined("routing", f"after {_met(way)} comes nothing that is known", at=node)
-        facts = Mixture(
-            x=x,
-            experts=order.experts,
-            weights=way.weights,
-            between=found,
-            outer=second.weight,
-            transposed=second.transposed,
-            bias=way.bias,
-            output=_cast_back(way.output, x),
-            relied_on=order.constants,
-        )
-        _require_weights(facts, node)
-        return facts
-
-    def build(self, facts: Mixture, g: Builder) -> Replacement:
-        """See :class:`MixtureOfExperts`."""
-        for value in facts.relied_on:
-            g.relies_on(value)
-        biases = [part.source.bias for part in facts.parts]
-        signature = Signature(
-            activation=facts.between.activation,
-            gated=facts.between.value is not None,
-            bias=facts.bias is not None or any(b is not None for b in biases),
-        )
-        x, dtype = facts.x, facts.x.dtype
-        weights = facts.weights if facts.weights.dtype == dtype else g.op("Cast", facts.weights, to=dtype)
-        outer = facts.outer if facts.transposed else g.op("Transpose", facts.outer, perm=[0, 2, 1])
-        given = {"x": x, "experts": facts.experts, "weights": weights, "inner": _inner(facts, g), "outer": outer}
-        if signature.bias:
-            given |= {"inner_bias": _inner_bias(facts, g), "outer_bias": _bias(facts.bias, facts, x.shape[1], g)}
-        numbers = {name: getattr(facts.between.attributes, name) for name in signature.attributes}
-        made = g.op(
-            f"{DOMAIN}::{signature.op_type}",
-            *[given[name] for name in signature.inputs],
-            dtype=dtype,
-            shape=facts.output.shape,
-            **numbers,
-        )
-        return Replacement(old=[facts.output], new=[made], draws=_draws(facts))
-
-
-def _require_target(node: ir.Node, context: Context) -> None:
     target = context.target
     if target.name != "cpu":
         raise Declined("no-capability", f"target {target.name} has no {DOMAIN}::{NAME}", at=node)
@@ -179,36 +95,101 @@ def _require_dtype(dtype: ir.DataType | None, node: ir.Node) -> None:
         raise Declined("dtype", f"{DOMAIN}::{NAME} does not run with {found}", at=node)
 
 
-def _first(value: ir.Value, second: GroupedNode, order: Order) -> Source | None:
+def mixture_at(node: ir.Node, output: ir.Value, second: Source, order: Order, product: Product) -> Mixture:
+    """Read the mixture around a second product.
+
+    Args:
+        node: Where the rule was called.
+        output: The rows that the product gives.
+        second: The product.
+        order: The order of its rows.
+        product: Finds a first product over the same rows.
+
+    Raises:
+        Declined: "activation", "routing", "dtype" or "weights".
+    """
+    found = between(second.rows, lambda value: _with_bias(value, product, order))
+    if found is None:
+        last = past_casts(second.rows).producer()
+        what = "nothing" if last is None else last.op_type
+        raise Declined("activation", f"the experts end in {what}, in no activation that is known", at=node)
+    x = tokens(found.gate.source.rows, order)
+    if x is None:
+        raise Declined("routing", "the rows of the first product are not tokens by the order of experts", at=node)
+    if x.dtype not in _DTYPES:
+        kind = "an unknown type" if x.dtype is None else x.dtype.name
+        raise Declined("dtype", f"{OP} does not run with {kind}", at=node)
+    way = way_back(output, order)
+    if not way.done or way.weights is None:
+        raise Declined("routing", f"after {_met(way)} comes nothing that is known", at=node)
+    facts = Mixture(
+        x=x,
+        experts=order.experts,
+        weights=way.weights,
+        between=found,
+        outer=second.weight,
+        transposed=second.transposed,
+        bias=way.bias,
+        output=_cast_back(way.output, x),
+        relied_on=order.constants,
+        restored=order.places is None,
+    )
+    _require_weights(facts, node)
+    return facts
+
+
+def _with_bias(value: ir.Value, product: Product, order: Order) -> Source | None:
     """The product that a value is, with its bias by expert."""
     value = past_casts(value)
     add = producer(value, "Add")
-    if add is not None:
-        for h, bias in (tuple(add.inputs), tuple(add.inputs)[::-1]):
-            found = None if h is None or bias is None else _product(h, second)
-            table = None if found is None or bias is None else by_bias(bias, order)
-            if found is not None and table is not None:
-                return Source(found.rows, found.weight, found.transposed, table)
-    found = _product(value, second)
-    return None if found is None else Source(found.rows, found.weight, found.transposed, None)
+    if add is None:
+        return product(value)
+    for h, bias in (tuple(add.inputs), tuple(add.inputs)[::-1]):
+        found = None if h is None or bias is None else product(past_casts(h))
+        table = None if found is None or bias is None else by_bias(bias, order, restored=order.places is None)
+        if found is not None and table is not None:
+            return dataclasses.replace(found, bias=table)
+    return None
 
 
-def _product(value: ir.Value, second: GroupedNode) -> GroupedNode | None:
-    node = past_casts(value).producer()
-    return canonical_experts.read(node) if node is not None and _beside(node, second) else None
+def replacement(facts: Mixture, g: Builder) -> Replacement:
+    """The operator in the place of the mixture."""
+    for value in facts.relied_on:
+        g.relies_on(value)
+    biases = [part.source.bias for part in facts.parts]
+    signature = Signature(
+        activation=facts.between.activation,
+        gated=facts.between.value is not None,
+        bias=facts.bias is not None or any(b is not None for b in biases),
+    )
+    x, dtype = _tokens(facts.x, g), facts.x.dtype
+    weights = facts.weights if facts.weights.dtype == dtype else g.op("Cast", facts.weights, to=dtype)
+    outer = facts.outer if facts.transposed else g.op("Transpose", facts.outer, perm=[0, 2, 1])
+    experts = _slots(facts.experts, g)
+    weights = _slots(weights, g)
+    given = {"x": x, "experts": experts, "weights": weights, "inner": _inner(facts, g), "outer": outer}
+    if signature.bias:
+        given |= {"inner_bias": _inner_bias(facts, g), "outer_bias": _bias(facts.bias, facts, facts.width, g)}
+    numbers = {name: getattr(facts.between.attributes, name) for name in signature.attributes}
+    made = g.op(
+        f"{DOMAIN}::{signature.op_type}",
+        *[given[name] for name in signature.inputs],
+        dtype=dtype,
+        shape=facts.output.shape,
+        **numbers,
+    )
+    return Replacement(old=[facts.output], new=[made], draws=_draws(facts), few=facts.restored)
 
 
-def _beside(node: ir.Node, other: GroupedNode) -> bool:
-    """Whether a node is a grouped product over the same groups."""
-    return canonical_experts.is_grouped(node) and node.inputs[2] is other.ends
+def _tokens(x: ir.Value, g: Builder) -> ir.Value:
+    """(N, H)."""
+    shape = list(x.shape or ())
+    return x if len(shape) == 2 else g.op("Reshape", x, g.const(np.array([-1, shape[-1]], np.int64)))
 
 
-def _not_between(second: GroupedNode) -> Declined:
-    node = second.rows.producer()
-    if comes_from(second.rows, lambda node: _beside(node, second)) is None:
-        return Declined("not-a-pair", "a grouped product that no other one feeds", at=second.node)
-    what = "nothing" if node is None else node.op_type
-    return Declined("activation", f"the experts end in {what}, in no activation that is known", at=second.node)
+def _slots(value: ir.Value, g: Builder) -> ir.Value:
+    """(N, K), also for one expert a token."""
+    return value if len(value.shape or ()) == 2 else g.op("Unsqueeze", value, g.const(np.array([1], np.int64)))
 
 
 def _met(way: Sorted) -> str:
@@ -227,7 +208,7 @@ def _cast_back(output: ir.Value, x: ir.Value) -> ir.Value:
 def _require_weights(facts: Mixture, node: ir.Node) -> None:
     if facts.output.dtype != facts.x.dtype:
         raise Declined("dtype", f"the sum stays {facts.output.dtype}, the tokens are {facts.x.dtype}", at=node)
-    sizes = (*(facts.outer.shape or (None,)), *(facts.x.shape or (None,))[1:])
+    sizes = (*(facts.outer.shape or (None,)), list(facts.x.shape or (None,))[-1])
     if not all(isinstance(size, int) for size in sizes):
         raise Declined("weights", f"the sizes of the experts are not fixed: {facts.outer.shape}", at=node)
     if any(part.source.weight.dtype != facts.x.dtype for part in facts.parts) or facts.outer.dtype != facts.x.dtype:
@@ -257,13 +238,14 @@ def _inner(facts: Mixture, g: Builder) -> ir.Value:
         return picked if first.transposed else g.op("Transpose", picked, perm=[0, 2, 1])
     pieces = []
     for part in facts.parts:
-        piece = part.source.weight
-        if not part.whole:
-            piece = g.op(
-                "Gather", piece, g.const(part.columns.astype(np.int64)), axis=1 if part.source.transposed else 2
-            )
-        pieces.append(piece if part.source.transposed else g.op("Transpose", piece, perm=[0, 2, 1]))
-    return g.op("Concat", *pieces, axis=1)
+        axis, piece = 1 if part.source.transposed else 2, part.source.weight
+        pieces.append(piece if part.whole else g.op("Gather", piece, g.const(part.columns.astype(np.int64)), axis=axis))
+    if len({part.source.transposed for part in facts.parts}) == 1:
+        joined = g.op("Concat", *pieces, axis=1 if first.transposed else 2)
+        return joined if first.transposed else g.op("Transpose", joined, perm=[0, 2, 1])
+    turned = zip(pieces, facts.parts, strict=True)
+    sources = [p if part.source.transposed else g.op("Transpose", p, perm=[0, 2, 1]) for p, part in turned]
+    return g.op("Concat", *sources, axis=1)
 
 
 def _inner_bias(facts: Mixture, g: Builder) -> ir.Value:
@@ -289,10 +271,10 @@ def _bias(bias: ir.Value | None, facts: Mixture, width: int, g: Builder) -> ir.V
 
 def _draws(facts: Mixture) -> tuple[tuple[ir.Value, Draw], ...]:
     """Experts from all there are; weights that keep the activation where it bends, and reach the limit."""
-    assert facts.outer.shape is not None and facts.x.shape is not None
-    count, width = facts.outer.shape[0], facts.x.shape[1]
+    assert facts.outer.shape is not None
+    count, width = facts.outer.shape[0], facts.width
     inside = len(facts.parts[0].columns)
-    assert isinstance(count, int) and isinstance(width, int)
+    assert isinstance(count, int)
     limit = facts.between.attributes.limit
     spread = limit / 2 if 0 < limit < math.inf else 2
     return (
@@ -300,20 +282,3 @@ def _draws(facts: Mixture) -> tuple[tuple[ir.Value, Draw], ...]:
         *((part.source.weight, Draw(deviation=spread / width**0.5)) for part in facts.parts),
         (facts.outer, Draw(deviation=1 / inside**0.5)),
     )
-
-
-_OP: Final = f"{DOMAIN}::{NAME}"
-
-MixtureOfExperts.examples = (
-    Example(text=grouped_text(), fires=1, emits={f"{_OP}_silu_gated": 1, _GROUPED: 0}),
-    Example(
-        text=grouped_text(between="r = Relu (h) a = Mul (r, r)", tokens=5, gated=False),
-        fires=1,
-        emits={f"{_OP}_relu_squared": 1},
-    ),
-    Example(text=grouped_text(between=WOVEN, stored=True, bias=True), fires=1, emits={f"{_OP}_silu_gated_bias": 1}),
-    Example(text=grouped_text(between="a = Tanh (h)", gated=False), because="activation"),
-    Example(text=grouped_text(dtype="double"), because="dtype"),
-    Example(text=grouped_text(normed=True), because="routing"),
-    Example(text=grouped_text(between=WOVEN), because="weights"),
-)

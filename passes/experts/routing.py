@@ -1,4 +1,4 @@
-"""How tokens reach their experts and come back: sorted by expert, gathered, weighted, restored, summed."""
+"""How tokens reach their experts and come back: in what order, and weighted, restored, summed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ import onnx_ir as ir
 
 from ..graph import attribute, constant, dims, op_name, producer, scalar
 from ..look import axes_of, past_casts
-from .look import REACH, column_of, computed_from, flattened, gathered, onwards, rank, rows_of
+from .look import REACH, column_of, computed_from, gathered, onwards, rank, rows_of, unrolled
 
-__all__ = ["Order", "Sorted", "by_bias", "sorted_by", "tokens", "way_back"]
+__all__ = ["Order", "Sorted", "by_bias", "by_slot", "sorted_by", "tokens", "way_back"]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Rows sorted by expert.
+    """The order of rows, one row a slot.
 
     Attributes:
-        experts: (N, K), which experts each of N tokens goes to.
+        experts: (N, K), which experts each of N tokens goes to; (N,) for K = 1.
         each: K.
-        ids: (N * K,), the experts in the order of the rows.
-        places: (N * K,), which slot of ``experts``, flat, each row belongs to.
+        ids: (N * K,), the experts in the order of the rows; ``experts`` itself where rows are in its order.
+        places: (N * K,), which slot of ``experts`` each row belongs to; None where rows are in its order.
         constants: What the ends of groups were counted with: the bounds of a histogram.
     """
 
     experts: ir.Value
     each: int
     ids: ir.Value
-    places: ir.Value
-    constants: tuple[ir.Value, ...]
+    places: ir.Value | None = None
+    constants: tuple[ir.Value, ...] = ()
+
+
+def by_slot(index: ir.Value) -> Order | None:
+    """Rows in the order of the slots, from the experts as :func:`unrolled` returns them."""
+    shape = dims(index)
+    each = 1 if shape is not None and len(shape) == 1 else None if shape is None else shape[-1]
+    known = isinstance(each, int) and index.dtype == ir.DataType.INT64
+    return Order(index, each, index) if known and isinstance(each, int) else None
 
 
 def sorted_by(ends: ir.Value) -> Order | None:
@@ -58,27 +66,62 @@ def sorted_by(ends: ir.Value) -> Order | None:
 def _read(node: ir.Node, constants: tuple[ir.Value, ...]) -> Order | None:
     if attribute(node, "largest", 1) != 0 or node.inputs[0] is None:
         return None
-    experts = flattened(node.inputs[0])
-    each = None if experts is None else (dims(experts) or (None, None))[1]
-    if experts is None or not isinstance(each, int) or experts.dtype != ir.DataType.INT64:
-        return None
-    return Order(experts, each, *node.outputs, constants)
+    slots = by_slot(unrolled(node.inputs[0]))
+    ids, places = node.outputs
+    return None if slots is None else Order(slots.experts, slots.each, ids, places, constants)
 
 
 def tokens(rows: ir.Value, order: Order) -> ir.Value | None:
     """x (N, H) when the rows are x by slot, in this order."""
+    if order.places is None:
+        return _repeated(rows, order.each)
     found = gathered(rows)
     if found is None or rank(found[0]) != 2:
         return None
     return found[0] if computed_from(found[1], order.places) else None
 
 
-def by_bias(value: ir.Value, order: Order) -> ir.Value | None:
+def _repeated(rows: ir.Value, each: int) -> ir.Value | None:
+    """x (N, H), or with other axes before the last, when the rows are those of x, each so many times in a row."""
+    shape = [d for d in dims(rows) or () if d != 1]
+    node = _behind_views(rows, "Expand")
+    if node is None or node.inputs[0] is None:
+        return _features(rows, shape[-1]) if each == 1 and shape else None
+    wide = dims(node.outputs[0])
+    return _features(node.inputs[0], wide[2]) if wide is not None and len(wide) == 3 and wide[1] == each else None
+
+
+def _behind_views(value: ir.Value, op: str) -> ir.Node | None:
+    """The node of this operator that a value is a view of."""
+    for _ in range(REACH):
+        node = producer(past_casts(value), op, "Reshape", "Unsqueeze", "Squeeze")
+        if node is None or node.op_type == op or node.inputs[0] is None:
+            return node
+        value = node.inputs[0]
+    return None
+
+
+def _features(value: ir.Value, width: int | str | None) -> ir.Value | None:
+    """What a value is a view of: (N, H), or another with H numbers on its last axis; H is ``width``."""
+    for _ in range(REACH):
+        value = past_casts(value)
+        shape = dims(value)
+        if shape is not None and len(shape) == 2 and shape[1] == width:
+            return value
+        node = producer(value, "Reshape", "Unsqueeze", "Squeeze")
+        if node is None or node.inputs[0] is None:
+            return value if shape and shape[-1] == width and isinstance(width, int) else None
+        value = node.inputs[0]
+    return None
+
+
+def by_bias(value: ir.Value, order: Order, *, restored: bool) -> ir.Value | None:
     """The table (E, F) when the value is the row of each row's expert."""
     found = gathered(value)
     if found is None or rank(found[0]) != 2 or found[0].const_value is None:
         return None
-    return found[0] if computed_from(found[1], order.ids) else None
+    ours = found[1] is order.experts if restored else computed_from(found[1], order.ids)
+    return found[0] if ours else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +147,7 @@ class Sorted:
 
 def way_back(product: ir.Value, order: Order) -> Sorted:
     """Follow the rows of the second product as far as they are understood."""
-    way = Sorted(product)
+    way = Sorted(product, restored=order.places is None)
     for _ in range(REACH):
         following = (step(node, way, order) for node in onwards(way.output) for step in _STEPS)
         found = next((f for f in following if f is not None), None)
@@ -115,9 +158,9 @@ def way_back(product: ir.Value, order: Order) -> Sorted:
 
 
 def _bias(node: ir.Node, way: Sorted, order: Order) -> Sorted | None:
-    if op_name(node) != "Add" or way.bias is not None or way.weights is not None or way.restored:
+    if op_name(node) != "Add" or way.bias is not None or way.weights is not None or way.by_token:
         return None
-    table = _other(node, way, lambda value: by_bias(value, order))
+    table = _other(node, way, lambda value: by_bias(value, order, restored=way.restored))
     return None if table is None else replace(way, output=node.outputs[0], bias=table)
 
 
@@ -128,15 +171,17 @@ def _weighted(node: ir.Node, way: Sorted, order: Order) -> Sorted | None:
     def weights(value: ir.Value) -> ir.Value | None:
         if way.by_token:
             return column_of(value, 3)
-        column = column_of(value, 2)
-        if column is None or way.restored:
-            return column and flattened(column)
-        found = gathered(column)
-        return flattened(found[0]) if found is not None and found[1] is order.places else None
+        if (dims(value) or ())[1:] != (1,):
+            return None
+        row = unrolled(value)
+        if way.restored:
+            return row
+        found = gathered(row)
+        return unrolled(found[0]) if found is not None and found[1] is order.places else None
 
     factor = _other(node, way, weights)
     shape = dims(factor)
-    if factor is None or shape is None or len(shape) != 2 or shape[1] != order.each:
+    if factor is None or shape is None or shape[1:] not in ((order.each,), *([()] if order.each == 1 else [])):
         return None
     return replace(way, output=node.outputs[0], weights=factor)
 
@@ -181,7 +226,8 @@ def _scattered(node: ir.Node, way: Sorted, order: Order) -> Sorted | None:
     if op_name(node) != "ScatterND" or way.restored or attribute(node, "reduction", "none") != "add":
         return None
     index = rows_of(node)
-    fits = _is(node.inputs[2], way.output) and index is not None and computed_from(index, order.places)
+    ours = index is not None and order.places is not None and computed_from(index, order.places)
+    fits = ours and _is(node.inputs[2], way.output)
     return replace(way, output=node.outputs[0], done=True) if fits and _zeros(node.inputs[0]) else None
 
 

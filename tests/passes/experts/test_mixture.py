@@ -16,7 +16,7 @@ from deployml.passes import pipeline
 from deployml.passes.cleanup import infer_shapes
 from deployml.passes.engine import Engine
 from deployml.passes.evaluate import Evaluator
-from deployml.passes.experts import MixtureOfExperts
+from deployml.passes.experts import SortedExperts
 from deployml.passes.experts.example_texts import SILU, WOVEN, grouped_text
 from deployml.passes.experts.mixture import Mixture
 from deployml.passes.graph import Builder, attribute, census
@@ -35,10 +35,10 @@ def load(text: str) -> ir.Model:
     return model
 
 
-def applied(text: str, rule: MixtureOfExperts | None = None) -> tuple[ir.Model, Journal]:
+def applied(text: str, rule: SortedExperts | None = None) -> tuple[ir.Model, Journal]:
     model, journal = load(text), Journal()
     prover = Prover(model, Evaluator(custom_ops.register))
-    Engine(Context(model, TARGET), prover, journal).run("experts", [rule or MixtureOfExperts()])
+    Engine(Context(model, TARGET), prover, journal).run("experts", [rule or SortedExperts()])
     return model, journal
 
 
@@ -47,7 +47,7 @@ def the_node(model: ir.Model) -> ir.Node:
     return node
 
 
-class Changed(MixtureOfExperts):
+class Changed(SortedExperts):
     """The rule with its facts changed, or its node: a rewrite that is wrong."""
 
     def __init__(self, facts: Callable[[Mixture], Mixture], node: Callable[[ir.Node, Builder], None]) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from .graph import attribute
+from .graph import attribute, constant
 
-__all__ = ["Configure", "Evaluator", "Run", "fed_halves", "in_double", "in_single"]
+__all__ = ["Configure", "Evaluator", "Run", "fed_halves", "has_halves", "in_double", "in_single"]
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
@@ -122,8 +122,28 @@ def in_double(model: ir.Model) -> ir.Model:
 
 
 def in_single(model: ir.Model) -> ir.Model:
-    """A copy of a model in which float16 and bfloat16 tensors, attributes and casts are float32."""
-    return _widened(model, dict.fromkeys(_HALF, ir.DataType.FLOAT))
+    """A copy of a model in which float16 and bfloat16 tensors, attributes and casts are float32.
+
+    A constant that is cast to a half is rounded as the cast would: folding it is no difference.
+    """
+    copy = model.clone()
+    for node in [n for n in copy.graph.all_nodes() if n.op_type == "Cast" and not n.domain]:
+        half, array = ir.DataType(attribute(node, "to")), constant(node.inputs[0])
+        if array is None or half not in _HALF or array.dtype not in (np.float32, np.float64):
+            continue
+        rounded = ir.tensor(array.astype(half.numpy()), dtype=half, name=f"{node.outputs[0].name}.rounded")
+        value = ir.Value(name=rounded.name, type=ir.TensorType(half), shape=ir.Shape(array.shape), const_value=rounded)
+        copy.graph.register_initializer(value)
+        node.replace_input_with(0, value)
+    return _widened(copy, dict.fromkeys(_HALF, ir.DataType.FLOAT))
+
+
+def has_halves(model: ir.Model) -> bool:
+    """Whether float16 or bfloat16 occurs in a model: as a value, or as what a cast makes."""
+    graph = model.graph
+    values = (*graph.inputs, *graph.initializers.values(), *(o for n in graph.all_nodes() for o in n.outputs))
+    casts = (ir.DataType(attribute(n, "to")) for n in graph.all_nodes() if n.op_type == "Cast" and attribute(n, "to"))
+    return any(v.dtype in _HALF for v in values) or any(dtype in _HALF for dtype in casts)
 
 
 def fed_halves(run: Run) -> Run:

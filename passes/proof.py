@@ -196,6 +196,7 @@ class Prover:
         """Both forms ready to run, and the old one; in float32 where halves have no kernel on the CPU."""
         prepare = self._evaluator.prepare
         try:
+            _require_numpy_types(old_model, new_model)
             return old_model, prepare(old_model), prepare(new_model)
         except Exception:
             types = [[o.dtype for o in model.graph.outputs] for model in (old_model, new_model)]
@@ -203,6 +204,13 @@ class Prover:
                 raise  # in float32 a half and a float would look the same
             old, new = in_single(old_model), in_single(new_model)
             return old, fed_halves(prepare(old)), fed_halves(prepare(new))
+
+
+def _require_numpy_types(*models: ir.Model) -> None:
+    """Refuse what onnxruntime has kernels for, but takes no array of."""
+    values = (v for model in models for v in (*model.graph.inputs, *model.graph.outputs))
+    if any(value.dtype == ir.DataType.BFLOAT16 for value in values):
+        raise TypeError("onnxruntime takes no arrays of bfloat16")
 
 
 def _tried(run: Run, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:

@@ -62,6 +62,12 @@ class Mixture:
     restored: bool
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The type of the weights, in which the operator runs."""
+        assert self.outer.dtype is not None
+        return self.outer.dtype
+
+    @property
     def width(self) -> int:
         """H."""
         size = None if self.x.shape is None else self.x.shape[-1]
@@ -116,8 +122,9 @@ def mixture_at(node: ir.Node, output: ir.Value, second: Source, order: Order, pr
     x = tokens(found.gate.source.rows, order)
     if x is None:
         raise Declined("routing", "the rows of the first product are not tokens by the order of experts", at=node)
-    if x.dtype not in _DTYPES:
-        kind = "an unknown type" if x.dtype is None else x.dtype.name
+    dtype = second.weight.dtype
+    if dtype is None or dtype not in _DTYPES:
+        kind = "an unknown type" if dtype is None else dtype.name
         raise Declined("dtype", f"{OP} does not run with {kind}", at=node)
     way = way_back(output, order)
     if not way.done or way.weights is None:
@@ -130,7 +137,7 @@ def mixture_at(node: ir.Node, output: ir.Value, second: Source, order: Order, pr
         outer=second.weight,
         transposed=second.transposed,
         bias=way.bias,
-        output=_cast_back(way.output, x),
+        output=_cast_back(way.output, dtype),
         relied_on=order.constants,
         restored=order.places is None,
     )
@@ -162,8 +169,8 @@ def replacement(facts: Mixture, g: Builder) -> Replacement:
         gated=facts.between.value is not None,
         bias=facts.bias is not None or any(b is not None for b in biases),
     )
-    x, dtype = _tokens(facts.x, g), facts.x.dtype
-    weights = facts.weights if facts.weights.dtype == dtype else g.op("Cast", facts.weights, to=dtype)
+    dtype = facts.dtype
+    x, weights = _tokens(_cast(facts.x, dtype, g), g), _cast(facts.weights, dtype, g)
     outer = facts.outer if facts.transposed else g.op("Transpose", facts.outer, perm=[0, 2, 1])
     experts = _slots(facts.experts, g)
     weights = _slots(weights, g)
@@ -179,6 +186,10 @@ def replacement(facts: Mixture, g: Builder) -> Replacement:
         **numbers,
     )
     return Replacement(old=[facts.output], new=[made], draws=_draws(facts), few=facts.restored)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, g: Builder) -> ir.Value:
+    return value if value.dtype == dtype else g.op("Cast", value, to=int(dtype), dtype=dtype, shape=value.shape)
 
 
 def _tokens(x: ir.Value, g: Builder) -> ir.Value:
@@ -197,22 +208,24 @@ def _met(way: Sorted) -> str:
     return "the experts" if node is None else f"{node.op_type} '{node.name}'"
 
 
-def _cast_back(output: ir.Value, x: ir.Value) -> ir.Value:
-    """The result in the type of the tokens: of a sum in a wider type that is cast back, the cast."""
+def _cast_back(output: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """The result in the type of the weights: of a sum in a wider type that is cast back, the cast."""
     readers = [use.node for use in output.uses()]
-    if output.dtype == x.dtype or output.is_graph_output() or len(readers) != 1 or readers[0].op_type != "Cast":
+    if output.dtype == dtype or output.is_graph_output() or len(readers) != 1 or readers[0].op_type != "Cast":
         return output
     return readers[0].outputs[0]
 
 
 def _require_weights(facts: Mixture, node: ir.Node) -> None:
-    if facts.output.dtype != facts.x.dtype:
-        raise Declined("dtype", f"the sum stays {facts.output.dtype}, the tokens are {facts.x.dtype}", at=node)
+    dtype = facts.dtype
+    if facts.output.dtype != dtype:
+        raise Declined("dtype", f"the sum stays {facts.output.dtype}, the weights are {dtype}", at=node)
     sizes = (*(facts.outer.shape or (None,)), list(facts.x.shape or (None,))[-1])
     if not all(isinstance(size, int) for size in sizes):
         raise Declined("weights", f"the sizes of the experts are not fixed: {facts.outer.shape}", at=node)
-    if any(part.source.weight.dtype != facts.x.dtype for part in facts.parts) or facts.outer.dtype != facts.x.dtype:
-        raise Declined("dtype", "tokens and weights have different types", at=node)
+    read = [*(v for p in facts.parts for v in (p.source.weight, p.source.bias)), facts.bias]
+    if any(value is not None and value.dtype != dtype for value in read):
+        raise Declined("dtype", "weights and biases have different types", at=node)
     stored = [facts.outer, *(part.source.weight for part in facts.parts)]
     ordered = facts.transposed and all(p.source.transposed for p in facts.parts) and _as_stored(facts)
     if not ordered and any(value.const_value is None for value in stored):
@@ -265,8 +278,8 @@ def _inner_bias(facts: Mixture, g: Builder) -> ir.Value:
 def _bias(bias: ir.Value | None, facts: Mixture, width: int, g: Builder) -> ir.Value:
     if bias is not None:
         return bias
-    assert facts.outer.shape is not None and facts.x.dtype is not None
-    return g.const(ir.tensor(np.zeros((facts.outer.shape[0], width), facts.x.dtype.numpy()), dtype=facts.x.dtype))
+    assert facts.outer.shape is not None
+    return g.const(ir.tensor(np.zeros((facts.outer.shape[0], width), facts.dtype.numpy()), dtype=facts.dtype))
 
 
 def _draws(facts: Mixture) -> tuple[tuple[ir.Value, Draw], ...]:

@@ -6,15 +6,17 @@ import onnx_ir as ir
 import pytest
 
 from deployml import custom_ops
+from deployml.passes import pipeline
 from deployml.passes.attention.example_texts import attention_text
 from deployml.passes.attention.lower import lower_attention
-from deployml.passes.cleanup import infer_shapes
+from deployml.passes.cleanup import fold, infer_shapes
 from deployml.passes.engine import Engine
 from deployml.passes.evaluate import Evaluator
-from deployml.passes.graph import Builder
+from deployml.passes.graph import Builder, census
 from deployml.passes.journal import Journal
 from deployml.passes.proof import Prover
 from deployml.passes.rule import Context, Replacement
+from deployml.passes.whole import difference
 from deployml.runtime.target import Target, TargetName
 
 from .core_graphs import applied
@@ -66,3 +68,33 @@ def test_a_rewrite_to_another_type_is_not_proven_in_float32() -> None:
 
     journal = applied(_site("bfloat16", "plain"), WrongRule(widened))
     assert not journal.rewrites and any(d.rolled_back for d in journal.declines)
+
+
+_SQUASHED = """<ir_version: 10, opset_import: ["" : 21]>
+g ({dtype}[N,4] x) => ({dtype}[N,4] y) <float c = {{1.702}}> {{
+  half = Cast <to = {to}> (c) like = CastLike (half, x) scaled = Mul (x, like) s = Sigmoid (scaled) t = Mul (x, s)
+  turned = Transpose <perm = [0, 1]> (t) y = Mul (turned, like)
+}}"""
+
+
+def _squashed(dtype: str, constant: str = "1.702") -> ir.Model:
+    text = _SQUASHED.format(dtype=dtype, to={"float16": 10, "bfloat16": 16}[dtype]).replace("1.702", constant)
+    model = ir.from_onnx_text(text)
+    infer_shapes(model)
+    return model
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+def test_a_constant_that_is_rounded_to_a_half_is_folded(dtype: str) -> None:
+    outcome = pipeline.run(_squashed(dtype), Target(name="cpu", onnxruntime=(1, 31, 1), opset=21))
+    notes = [p.note for p in outcome.journal.passes if p.name == "fold-constants"]
+    assert notes == [None, None]
+    assert not {"Cast", "CastLike", "Transpose"} & set(census(outcome.model))
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+def test_halves_that_differ_in_a_constant_are_told_apart(dtype: str) -> None:
+    before, same, other = _squashed(dtype), _squashed(dtype), _squashed(dtype, "1.71875")  # the next one in bfloat16
+    fold(same)
+    assert difference(before, same, Evaluator()) is None
+    assert "differs by" in (difference(before, other, Evaluator()) or "")

@@ -139,3 +139,13 @@ def test_experts_of_transformers_are_one_node(form: str, implementation: str, ch
     assert counts.get(f"deployml::MixtureOfExperts_{form}") == 1, outcome.journal.declines
     assert not {"GatherND", "Split", "ReduceSum", "ScatterND", "Transpose"} & set(counts), counts
     compare(outcome.model, module, torch.float32)
+
+
+@pytest.mark.parametrize("form", ("silu_gated", "silu_gated_bias"))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+def test_experts_in_half_precision_are_one_node(form: str, dtype: torch.dtype) -> None:
+    module = module_of(form, "grouped_mm", 2)
+    module.experts.to(dtype)
+    outcome = exported(module, torch.randn(2, 5, HIDDEN))
+    assert census(outcome.model).get(f"deployml::MixtureOfExperts_{form}") == 1, outcome.journal.declines
+    compare(outcome.model, module, dtype)

@@ -1,8 +1,8 @@
 """Floating-point operations and bytes of one node, from the shapes it ran with.
 
-A product of an (M, K) and a (K, N) matrix counts 2 M N K operations, attention its two products, everything else none,
-as is usual: it is bound by memory. Where a kernel keeps a weight in a form of its own, the profile does not show its
-shape; what is needed of it is then taken from the output.
+A product of an (M, K) and a (K, N) matrix counts 2 M N K operations, attention its two products, a mixture of experts
+those of each token's experts, everything else none, as is usual: it is bound by memory. Where a kernel keeps a weight
+in a form of its own, the profile does not show its shape; what is needed of it is then taken from the output.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def flops_of(op: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int 
 
 def _family(op: str) -> str:
     """The name under which an operator is counted: the own one has a name for each set of inputs."""
-    return next((name for name in ("FlashAttention_packed", "FlashAttention") if op.startswith(name)), op)
+    return next((name for name in _FAMILIES if op.startswith(name)), op)
+
+
+#: Own operators, the longer name first.
+_FAMILIES: Final = ("FlashAttention_packed", "FlashAttention", "MixtureOfExperts")
 
 
 def packed_elements(op: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
@@ -86,10 +90,19 @@ def _packed_attention(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int 
     return 2 * batch * length * width * 3 * out + 4 * batch * length * length * out
 
 
+def _experts(inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int | None:
+    """Tokens (..., H), experts and weights (..., K), and the two matrices of each expert, (E, F, H) and (E, H, I)."""
+    chosen, inner, outer = inputs[1], inputs[3], inputs[4]
+    if len(inner) != 3 or len(outer) != 3:
+        return None
+    return 2 * math.prod(chosen) * (math.prod(inner[1:]) + math.prod(outer[1:]))
+
+
 _COUNTS: Final[Mapping[str, _Count]] = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "MatMulNBits"), _product),
     **dict.fromkeys(("Conv", "FusedConv"), _convolution),
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention", "FlashAttention"), _attention),
     "FlashAttention_packed": _one_tensor,
     "Attention": _packed_attention,
+    "MixtureOfExperts": _experts,
 }

@@ -119,6 +119,7 @@ def _torch_encoder() -> nn.Module:
 
 
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 64, "use_cache": False}
+_MIXTRAL = {**_TEXT, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "use_cache": False}
 _GEMMA2 = {  # scores capped, every other layer looks back four positions
     **_TEXT,
     "num_key_value_heads": 2,
@@ -155,6 +156,7 @@ MODELS: tuple[Golden, ...] = (
         _hf("LlamaForCausalLM", "LlamaConfig", num_key_value_heads=2, use_cache=False, **_TEXT),
         _TOKENS,
     ),
+    Golden("mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_MIXTRAL), _TOKENS),
     Golden("gemma2", _hf("Gemma2ForCausalLM", "Gemma2Config", **_GEMMA2), _TOKENS),
     Golden("gpt2", _hf("GPT2LMHeadModel", "GPT2Config", **_GPT2), _TOKENS),
     Golden("t5_encoder", _hf("T5EncoderModel", "T5Config", **_T5), _TOKENS),

@@ -13,11 +13,19 @@ from .heads_first import HeadsFirst
 from .moved_parts import MovedParts
 from .one_tensor import OneTensor
 from .packed import SeparateProjections
+from .scaled_query import ScaledQuery
 
 __all__ = ["REFINE", "refine_attention"]
 
 #: Rules that improve the lowered nodes.
-REFINE: tuple[Rule, ...] = (ProjectionBias(), SeparateProjections(), MovedParts(), OneTensor(), HeadsFirst())
+REFINE: tuple[Rule, ...] = (
+    ScaledQuery(),
+    ProjectionBias(),
+    SeparateProjections(),
+    MovedParts(),
+    OneTensor(),
+    HeadsFirst(),
+)
 
 
 def refine_attention(engine: Engine) -> None:

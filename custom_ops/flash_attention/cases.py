@@ -209,6 +209,10 @@ def _sizes() -> Iterator[Case]:
     for heads, kv_heads in ((4, 2), (6, 1), (3, 3), (8, 2)):
         for layout in ("bsnh", "bnsh"):
             yield Case(name=f"{heads}/{kv_heads} heads {layout}", heads=heads, kv_heads=kv_heads, layout=layout)
+    # The sum of so many values is a thousandth of what they come to, so every rounding on the way counts.
+    long = {"queries": 5, "keys": 3963, "lengths": (3075,), "batch": 1, "head_dim": 88, "value_dim": 40}
+    yield Case(name="a long sum", heads=1, kv_heads=1, sink=True, seed=2018125, **long)
+    yield Case(name="a long sum, decode", heads=2, kv_heads=1, seed=2018126, **long | {"queries": 1})
     yield Case(name="no key", keys=0, queries=3)
     yield Case(name="no key, sink", keys=0, queries=3, sink=True)
     yield Case(name="no query", keys=4, queries=0)

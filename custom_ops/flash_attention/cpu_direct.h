@@ -44,7 +44,7 @@ static void accumulate_columns(const float* weights, const T* values, int64_t st
                                int64_t columns, float factor, float* output) {
   Vec sum[Vectors];
 #pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) sum[v] = mul(set1(factor), load(output + v * kWidth));
+  for (int v = 0; v < Vectors; ++v) sum[v] = zero();
   const bool whole = columns >= Vectors * kWidth;
   for (int64_t j = 0; j < count; ++j) {
     const Vec w = set1(weights[j]);
@@ -56,7 +56,8 @@ static void accumulate_columns(const float* weights, const T* values, int64_t st
     }
   }
 #pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) store(output + v * kWidth, sum[v]);
+  for (int v = 0; v < Vectors; ++v)
+    store(output + v * kWidth, fma(set1(factor), load(output + v * kWidth), sum[v]));
 }
 
 /// output = factor * output + sum_j weights[j] * value_j; `output` is padded to whole vectors.

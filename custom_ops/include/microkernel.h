@@ -58,12 +58,9 @@ DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const ty
                           bool more) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
-  for (int r = 0; r < Rows; ++r) {
-    const Vec factor = row_scale != nullptr ? set1(row_scale[r]) : zero();
+  for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-      sum[r][v] = row_scale != nullptr ? mul(factor, load(c + r * ldc + v * kWidth)) : zero();
-  }
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = zero();
   for (int64_t k = 0; k < depth; ++k) {
     typename Unit::Wide column[Vectors];
 #pragma GCC unroll 4
@@ -76,6 +73,15 @@ DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const ty
     }
     b += ldb;
   }
+  // What C holds is added to the whole product and not its terms to C one by one: over a long row that would round at
+  // the size of C each time.
+  if (row_scale != nullptr)
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+      const Vec factor = set1(row_scale[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(factor, load(c + r * ldc + v * kWidth), sum[r][v]);
+    }
   if (by != 1.0f)
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r)

@@ -146,6 +146,8 @@ def _cases() -> Iterator[Case]:
     for each in (0, 1, 4, 9):
         yield Case(name=f"each-{each}", signature=full, each=each)
     yield Case(name="one-expert", signature=full, count=1, each=1, tokens=(70,))
+    yield Case(name="more-rows-than-a-block", signature=full, route="one", tokens=(401,), hidden=40, inner=24)
+    yield Case(name="very-deep", signature=gated, count=1, each=1, tokens=(20,), hidden=9000, inner=8)
     yield Case(name="many-experts", signature=gated, count=64, each=8, tokens=(30,))
     for name, attributes in (
         ("clamped", CLAMPED),

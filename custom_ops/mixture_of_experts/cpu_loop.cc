@@ -10,8 +10,12 @@
 namespace deployml::DEPLOYML_ISA {
 namespace {
 
-constexpr int64_t kUnpackedRows = 16;  // up to so many rows, packing takes longer than it saves
-constexpr int64_t kDepthBlock = 256;   // the panel of a column block stays in the second cache
+constexpr int64_t kDepthBlock = 128;       // the packed piece of a column block stays in the first cache
+constexpr int64_t kUnpackedFloats = 160000;  // of rows that are read again for every few columns: second cache
+
+/// Up to so many rows, packing takes longer than it saves; half types are widened anew for each few rows.
+template <typename T>
+constexpr int64_t kUnpackedRows = kWidth == 16 ? 24 : sizeof(T) == sizeof(float) ? 48 : 8;
 
 static_assert(kColumnBlock % kPanel == 0 && kColumnBlock % kDotColumns == 0);
 static_assert(kMostRows % kRowGranule == 0 && kRowPadding >= kRowGranule);
@@ -42,21 +46,34 @@ struct Product {
   int64_t rows;
   int64_t columns;
   int64_t depth;
+  const T* next;  // weights that will be wanted after these
+
+  bool unpacked() const {
+    return depth == 0 || rows <= kDotRows || (rows <= kUnpackedRows<T> && rows * depth <= kUnpackedFloats);
+  }
 
   void run(const Memory& memory, float* sums) const {
-    if (rows <= kUnpackedRows || depth == 0)
-      return dots(Dots<T>{a, lda, weights, depth, sums, kColumnBlock, rows, columns, depth});
+    if (unpacked()) return dots(Dots<T>{a, lda, weights, depth, sums, kColumnBlock, rows, columns, depth});
     for (int64_t k = 0; k < depth; k += kDepthBlock) add_depth(memory, k, smaller(kDepthBlock, depth - k), sums);
   }
 
+  /// Adds the products of a piece of the depth. A tile of rows at a time, and before each a share of the weights that
+  /// will be packed next is asked for: memory would be idle otherwise.
   void add_depth(const Memory& memory, int64_t k, int64_t steps, float* sums) const {
     pack_transposed(weights + k, depth, columns, steps, memory.packed);
     Epilogue also;
     also.more = k > 0;
-    for (int64_t j = 0; j < columns; j += kPanel) {
-      const int64_t width = smaller(kPanel, round_up(columns - j, kWidth));
-      multiply(Operands<Floats>{a + k, lda, memory.packed + j * steps, width, sums + j, kColumnBlock, rows, steps},
-               int(width / kWidth), also);
+    const T* ahead = k + steps < depth ? weights + k + steps : next;
+    const int64_t tile = columns > kColumnBlock - kWidth ? tile_rows(kPanelVectors) : kRowGranule;
+    const int64_t share = (columns * tile + rows - 1) / rows;
+    for (int64_t r = 0, asked = 0; r < rows; r += tile, asked += share) {
+      prefetch_rows(ahead + asked * depth, depth, smaller(share, columns - asked), steps);
+      for (int64_t j = 0; j < columns; j += kPanel) {
+        const int64_t width = smaller(kPanel, round_up(columns - j, kWidth));
+        multiply(Operands<Floats>{a + r * lda + k, lda, memory.packed + j * steps, width,
+                                  sums + r * kColumnBlock + j, kColumnBlock, smaller(tile, rows - r), steps},
+                 int(width / kWidth), also);
+      }
     }
   }
 };
@@ -140,9 +157,13 @@ bool enter_typed(const ExpertsCall& call, const Part& part, const Block& block, 
   float* out = part.between + block.begin * part.inner_stride;
   for (int64_t j = begin; j < end; j += kColumnBlock) {
     const int64_t columns = smaller(kColumnBlock, end - j);
-    for (int half = 0; half < (call.gated ? 2 : 1); ++half)
-      Product<T>{given, part.hidden_stride, weights + (half * call.inner + j) * call.hidden, rows, columns, call.hidden}
-          .run(memory, memory.sums[half]);
+    const T* gate = weights + j * call.hidden;
+    const T* value = call.gated ? gate + call.inner * call.hidden : gate;
+    const T* next = gate + columns * call.hidden;
+    Product<T> product{given, part.hidden_stride, gate, rows, columns, call.hidden, call.gated ? value : next};
+    product.run(memory, memory.sums[0]);
+    product.weights = value, product.next = next;
+    if (call.gated) product.run(memory, memory.sums[1]);
     activate_any(call, memory, bias == nullptr ? nullptr : bias + j, rows, columns, out + j, part.inner_stride);
   }
   return true;
@@ -161,8 +182,9 @@ bool leave_typed(const ExpertsCall& call, const Part& part, const Block& block, 
   const float* between = part.between + block.begin * part.inner_stride;
   for (int64_t j = begin; j < end; j += kColumnBlock) {
     const int64_t columns = smaller(kColumnBlock, end - j);
-    Product<T>{between, part.inner_stride, weights + j * call.inner, rows, columns, call.inner}.run(memory,
-                                                                                                   memory.sums[0]);
+    const T* column = weights + j * call.inner;
+    Product<T>{between, part.inner_stride, column, rows, columns, call.inner, column + columns * call.inner}.run(
+        memory, memory.sums[0]);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t slot = part.slots[block.begin + r];
       const Vec factor = set1(widen(factors[slot]));

@@ -46,6 +46,9 @@ TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16
 TOKENS = (1, 8, 64, 512)
 MOE, PLAIN, DENSE = "MoE", "plain graph", "two MatMuls"
 
+#: Type to the rivals that onnxruntime's CPU provider has kernels for: MoE is float32, bfloat16 has no matrix product.
+TAKES = {"float32": (MOE, PLAIN, DENSE), "float16": (PLAIN, DENSE), "bfloat16": ()}
+
 Array = np.ndarray
 Runner = Callable[[], list[Array]]
 
@@ -279,9 +282,8 @@ class Result:
 def run_shape(shape: Shape, setting: Setting, folder: Path) -> Iterator[Result]:
     """Measure a mixture at every number of tokens."""
     weights = Weights.of(shape)
-    makers = {"own": own_model, PLAIN: plain_model, DENSE: dense_model}
-    if setting.dtype == "float32":  # the one type its CPU kernel has
-        makers[MOE] = moe_model
+    rivals = {MOE: moe_model, PLAIN: plain_model, DENSE: dense_model}
+    makers = {"own": own_model, **{name: rivals[name] for name in TAKES[setting.dtype]}}
     sessions = {}
     for i, (name, make) in enumerate(makers.items()):
         sessions[name] = opened(make(shape, weights, setting.dtype, folder / f"{shape.name}-{i}.onnx"), setting.threads)
@@ -291,7 +293,7 @@ def run_shape(shape: Shape, setting: Setting, folder: Path) -> Iterator[Result]:
         rows = {**given, "x": np.repeat(given["x"], shape.each, axis=0)}
         runners = {name: runner(s, rows if name == DENSE else given) for name, s in sessions.items()}
         if tokens * shape.each < 32 * shape.count:
-            del runners[DENSE]  # experts with few rows are bound by reading their weights, which it does once
+            runners.pop(DENSE, None)  # experts with few rows are bound by reading their weights, which it does once
         compare(runners, setting.dtype)
         yield measure(shape, tokens, runners, setting)
 
@@ -367,7 +369,9 @@ def page(results: Sequence[Result], setting: Setting) -> str:
             "Ratios are medians over interleaved rounds: 1.5 says that the own operator is 1.5 times as fast. `MoE` is "
             "com.microsoft::MoE (swiglu, interleaved; its CPU kernel has float32 alone, and it does the router's "
             "softmax and choice too), `the plain graph` the export of transformers' grouped experts without fusion, "
-            "`two MatMuls` all rows through one expert without routing. GB/s counts each chosen expert's weights once.",
+            "`two MatMuls` all rows through one expert without routing. Where a field is empty, onnxruntime's CPU "
+            "provider has no kernel for the type, or experts have too few rows for a comparison with a product "
+            "without routing. GB/s counts each chosen expert's weights once.",
             "",
             table(results),
             "",

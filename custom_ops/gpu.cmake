@@ -1,4 +1,4 @@
-# Targets of the GPU operators. A library is launch.cu, attend.cu once per element type, the binding, and the CPU kernels:
+# Targets of the GPU operators. A library is the launch.cu of each, attend.cu once per element type, the binding, and the CPU kernels:
 # onnxruntime takes a domain from one library alone.
 set(gpu_elements float Half BFloat)
 set(gpu_link ${exports} -static-libstdc++ -static-libgcc)
@@ -17,10 +17,10 @@ function(add_gpu_library name)
   install(TARGETS ${name} LIBRARY DESTINATION deployml/custom_ops/lib)
 endfunction()
 
-# Adds to `gpu_objects` the objects of launch.cu and attend.cu compiled in a language of CMake's.
+# Adds to `gpu_objects` the objects of the launch.cu and of attend.cu compiled in a language of CMake's.
 function(add_gpu_objects prefix language)
-  set_source_files_properties(${op}/launch.cu ${op}/attend.cu PROPERTIES LANGUAGE ${language})
-  add_library(${prefix}_launch OBJECT ${op}/launch.cu)
+  set_source_files_properties(${op}/launch.cu ${op}/attend.cu ${experts}/launch.cu PROPERTIES LANGUAGE ${language})
+  add_library(${prefix}_launch OBJECT ${op}/launch.cu ${experts}/launch.cu)
   set(targets ${prefix}_launch)
   foreach(element ${gpu_elements})
     add_library(${prefix}_${element} OBJECT ${op}/attend.cu)
@@ -55,7 +55,7 @@ if(DEPLOYML_HIP)
   list(TRANSFORM DEPLOYML_HIP_ARCHITECTURES PREPEND --offload-arch= OUTPUT_VARIABLE hip_architectures)
   set(hip_flags -x hip -std=c++20 -O3 -fPIC -fvisibility=hidden -Wall ${gpu_heads} ${hip_architectures}
       -I${CMAKE_CURRENT_SOURCE_DIR}/include)
-  file(GLOB gpu_headers CONFIGURE_DEPENDS ${op}/*.cuh ${op}/*.h include/*.h)
+  file(GLOB gpu_headers CONFIGURE_DEPENDS ${op}/*.cuh ${op}/*.h ${experts}/*.cuh ${experts}/*.h include/*.h)
   set(hip_objects)
   function(add_hip_object name source)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/hip_${name}.o)
@@ -65,6 +65,7 @@ if(DEPLOYML_HIP)
     set(hip_objects ${hip_objects} ${object} PARENT_SCOPE)
   endfunction()
   add_hip_object(launch ${op}/launch.cu)
+  add_hip_object(experts ${experts}/launch.cu)
   foreach(element ${gpu_elements})
     add_hip_object(attend_${element} ${op}/attend.cu -DDEPLOYML_ELEMENT=${element} -Rpass-analysis=kernel-resource-usage)
   endforeach()
@@ -73,7 +74,7 @@ if(DEPLOYML_HIP)
 endif()
 
 if(DEPLOYML_EMULATED)
-  set_source_files_properties(${op}/launch.cu ${op}/attend.cu PROPERTIES COMPILE_OPTIONS "-xc++")
+  set_source_files_properties(${op}/launch.cu ${op}/attend.cu ${experts}/launch.cu PROPERTIES COMPILE_OPTIONS "-xc++")
   add_gpu_objects(emulated CXX -O1 -Wall -Wextra -Wno-unknown-pragmas -DDEPLOYML_EMULATED)
   add_gpu_library(deployml_ops_emulated ${gpu_objects} emulator/emulator.cc emulator/memory.cc emulator/collectives.cc)
   target_compile_definitions(deployml_ops_emulated PRIVATE DEPLOYML_EMULATED)

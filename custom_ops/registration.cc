@@ -22,9 +22,9 @@ struct Registered {
 Registered* make_registered(const OrtApi* api, const Names& names) {
   auto made = std::make_unique<Registered>();
   collect_attention(names, &made->operators);
+  collect_experts(names, &made->operators);
 #if !defined(DEPLOYML_EMULATED)  // the emulator's library holds no CPU kernels
   collect_normalization(names, &made->operators);
-  collect_experts(names, &made->operators);
 #endif
   check(ort::CreateCustomOpDomain::call(api, kDomain, &made->domain));
   for (const auto& op : made->operators.all) check(ort::CustomOpDomainAdd::call(api, made->domain, op.get()));

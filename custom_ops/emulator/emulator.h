@@ -200,6 +200,7 @@ DEPLOYML_DEVICE void mfma(float& c0, float& c1, float& c2, float& c3, uint32_t a
 
 DEPLOYML_DEVICE float power_of_two(float x) { return std::exp2(x); }
 DEPLOYML_DEVICE float hyperbolic_tangent(float x) { return std::tanh(x); }
+DEPLOYML_DEVICE float error_function(float x) { return std::erf(x); }
 
 inline const char* query_device(Device* device) {
   *device = emulator::device();

@@ -17,7 +17,7 @@
 //   mma<T>(c0..c3, a, b0, b1)                16x8x16 with float32 sums                      (kHasMma)
 //   mfma<T>(c0..c3, a0, a1, b0, b1)          16x16x16 with float32 sums, warps of 64 lanes  (kHasMfma)
 //   widen(x), narrow<T>(x), narrow_pair<T>   float32 from and to the element types
-//   power_of_two(x), hyperbolic_tangent(x)   2^x and tanh
+//   power_of_two(x), hyperbolic_tangent(x), error_function(x)   2^x, tanh and erf
 // On the host:
 //   query_device(&device)                    what the current device is
 //   launch(kernel, blocks, threads, shared, stream, params)

@@ -30,5 +30,6 @@ DEPLOYML_DEVICE void shared_store(char* p, T x) {
 }
 
 DEPLOYML_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
+DEPLOYML_DEVICE float error_function(float x) { return erff(x); }
 
 }  // namespace deployml::gpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,22 +84,31 @@ def one_node_model(
     return ir.to_proto(model).SerializeToString()
 
 
-def run_case(case: Case, options: SessionOptions, inputs: Mapping[str, npt.NDArray] | None = None) -> npt.NDArray:
+def run_case(
+    case: Case,
+    options: SessionOptions,
+    inputs: Mapping[str, npt.NDArray] | None = None,
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> npt.NDArray:
     """Run a case in a new session with these options (which have the library registered, or not)."""
     import onnxruntime
 
     given = inputs if inputs is not None else make_inputs(case)
     ranks = {name: array.ndim for name, array in given.items()}
     model = one_node_model(case.signature, case.attributes, ranks, case.dtype)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=list(providers))
     fed = {name: array if name == "experts" else array.astype(np.float32) for name, array in given.items()}
     return session.run(None, fed)[0]
 
 
-def check_case(case: Case, options: SessionOptions) -> CaseResult:
+def check_case(
+    case: Case, options: SessionOptions, *, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> CaseResult:
     """Run a case and compare it with :func:`~.op.reference`."""
     inputs = make_inputs(case)
-    exact, found = reference(case.signature, case.attributes, inputs)[0], run_case(case, options, inputs)
+    (exact,) = reference(case.signature, case.attributes, inputs)
+    found = run_case(case, options, inputs, providers=providers)
     if found.shape != exact.shape:
         raise AssertionError(f"{case.name}: output has shape {found.shape}, expected {exact.shape}")
     finite = np.isfinite(exact)

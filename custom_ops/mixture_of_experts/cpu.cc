@@ -31,8 +31,8 @@ int64_t stride_of(int64_t width) { return ((width + 15) / 16 | 1) * 16; }
 /// A phase: blocks of rows by columns of a product.
 struct Phase {
   const ExpertsCall& call;
-  const Part& part;
-  const std::vector<Block>& blocks;
+  const ExpertsPart& part;
+  const std::vector<ExpertsBlock>& blocks;
   decltype(ExpertsLoop::enter) run;
   int64_t width;    // columns of the product
   int64_t columns;  // of a task
@@ -43,7 +43,7 @@ struct Phase {
 
 void run_product(void* user, size_t index) {
   Phase& phase = *static_cast<Phase*>(user);
-  const Block& block = phase.blocks[index / size_t(phase.cuts())];
+  const ExpertsBlock& block = phase.blocks[index / size_t(phase.cuts())];
   const int64_t begin = int64_t(index % size_t(phase.cuts())) * phase.columns;
   const int64_t end = std::min(begin + phase.columns, phase.width);
   if (!phase.run(phase.call, phase.part, block, begin, end, thread_scratch)) phase.failed = true;
@@ -52,7 +52,7 @@ void run_product(void* user, size_t index) {
 /// Rows that are moved, some a task.
 struct Moves {
   const ExpertsCall& call;
-  const Part& part;
+  const ExpertsPart& part;
   decltype(ExpertsLoop::gather) run;
   int64_t rows;
   int64_t share;  // of a task
@@ -149,18 +149,23 @@ class Mixture {
 
   const ExpertsCall& call_;
   const ExpertsRuntime& runtime_;
-  Part part_;
+  ExpertsPart part_;
   int64_t share_ = 0;  // tokens of a part
   int64_t* slots_ = nullptr;
   std::vector<int64_t> starts_;  // rows before each expert
-  std::vector<Block> blocks_;
+  std::vector<ExpertsBlock> blocks_;
 };
+
+const char* run(const ExpertsCall& call, const ExpertsRuntime& runtime) {
+  if (call.tokens == 0 || call.hidden == 0) return nullptr;
+  return Mixture(call, runtime).run() ? nullptr : "no memory for a block of sums";
+}
 
 }  // namespace
 
-const char* run_experts(const ExpertsCall& call, const ExpertsRuntime& runtime) {
-  if (call.tokens == 0 || call.hidden == 0) return nullptr;
-  return Mixture(call, runtime).run() ? nullptr : "no memory for a block of sums";
+const ExpertsBackend& experts_on_cpu() {
+  static const ExpertsBackend cpu{nullptr, run};
+  return cpu;
 }
 
 }  // namespace deployml

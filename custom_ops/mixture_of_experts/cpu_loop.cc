@@ -146,8 +146,8 @@ void activate_any(const ExpertsCall& call, const Memory& memory, const T* bias, 
 }
 
 template <typename T>
-bool enter_typed(const ExpertsCall& call, const Part& part, const Block& block, int64_t begin, int64_t end,
-                 ThreadScratch scratch) {
+bool enter_typed(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin,
+                 int64_t end, ThreadScratch scratch) {
   Memory memory;
   if (!memory.take(scratch)) return false;
   const int64_t made = call.gated ? 2 * call.inner : call.inner, rows = block.end - block.begin;
@@ -170,8 +170,8 @@ bool enter_typed(const ExpertsCall& call, const Part& part, const Block& block, 
 }
 
 template <typename T>
-bool leave_typed(const ExpertsCall& call, const Part& part, const Block& block, int64_t begin, int64_t end,
-                 ThreadScratch scratch) {
+bool leave_typed(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin,
+                 int64_t end, ThreadScratch scratch) {
   Memory memory;
   if (!memory.take(scratch)) return false;
   const int64_t rows = block.end - block.begin;
@@ -199,7 +199,7 @@ bool leave_typed(const ExpertsCall& call, const Part& part, const Block& block, 
 }
 
 template <typename T>
-void gather_typed(const ExpertsCall& call, const Part& part, int64_t begin, int64_t end) {
+void gather_typed(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(call.x) + (part.token + part.slots[r] / call.each) * call.hidden;
     float* out = part.given + r * part.hidden_stride;  // padded to whole vectors
@@ -209,7 +209,7 @@ void gather_typed(const ExpertsCall& call, const Part& part, int64_t begin, int6
 
 /// The choices of a token in their order; those that name no expert have no row in `made`.
 template <typename T>
-void add_up_typed(const ExpertsCall& call, const Part& part, int64_t begin, int64_t end) {
+void add_up_typed(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const int64_t* chosen = call.chosen + (part.token + n) * call.each;
     const float* made = part.made + n * call.each * part.hidden_stride;
@@ -226,27 +226,27 @@ void add_up_typed(const ExpertsCall& call, const Part& part, int64_t begin, int6
   }
 }
 
-void gather(const ExpertsCall& call, const Part& part, int64_t begin, int64_t end) {
+void gather(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end) {
   if (call.element == Element::kFloat16) return gather_typed<Half>(call, part, begin, end);
   if (call.element == Element::kBFloat16) return gather_typed<BFloat>(call, part, begin, end);
   gather_typed<float>(call, part, begin, end);
 }
 
-bool enter(const ExpertsCall& call, const Part& part, const Block& block, int64_t begin, int64_t end,
+bool enter(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin, int64_t end,
            ThreadScratch scratch) {
   if (call.element == Element::kFloat16) return enter_typed<Half>(call, part, block, begin, end, scratch);
   if (call.element == Element::kBFloat16) return enter_typed<BFloat>(call, part, block, begin, end, scratch);
   return enter_typed<float>(call, part, block, begin, end, scratch);
 }
 
-bool leave(const ExpertsCall& call, const Part& part, const Block& block, int64_t begin, int64_t end,
+bool leave(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin, int64_t end,
            ThreadScratch scratch) {
   if (call.element == Element::kFloat16) return leave_typed<Half>(call, part, block, begin, end, scratch);
   if (call.element == Element::kBFloat16) return leave_typed<BFloat>(call, part, block, begin, end, scratch);
   return leave_typed<float>(call, part, block, begin, end, scratch);
 }
 
-void add_up(const ExpertsCall& call, const Part& part, int64_t begin, int64_t end) {
+void add_up(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end) {
   if (call.element == Element::kFloat16) return add_up_typed<Half>(call, part, begin, end);
   if (call.element == Element::kBFloat16) return add_up_typed<BFloat>(call, part, begin, end);
   add_up_typed<float>(call, part, begin, end);

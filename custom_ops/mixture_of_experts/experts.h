@@ -40,7 +40,7 @@ struct ExpertsCall {
 
 /// Tokens that are handled together, and the call's memory for them. A slot is a token's k-th choice; rows are the
 /// slots that name an expert, in the order of experts. Tables are float32.
-struct Part {
+struct ExpertsPart {
   int64_t token = 0;   // the first
   int64_t tokens = 0;
   int64_t rows = 0;
@@ -53,7 +53,7 @@ struct Part {
 };
 
 /// Rows of one expert that are multiplied together.
-struct Block {
+struct ExpertsBlock {
   int64_t expert;
   int64_t begin;
   int64_t end;
@@ -75,15 +75,15 @@ using ThreadScratch = void* (*)(size_t bytes);
 struct ExpertsLoop {
   const char* name;
   /// given, of rows [begin, end).
-  void (*gather)(const ExpertsCall& call, const Part& part, int64_t begin, int64_t end);
+  void (*gather)(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end);
   /// between = act(given . first), of a block's rows and columns [begin, end).
-  bool (*enter)(const ExpertsCall& call, const Part& part, const Block& block, int64_t begin, int64_t end,
+  bool (*enter)(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin, int64_t end,
                 ThreadScratch scratch);
   /// made = weight * (between . second), of a block's rows and columns [begin, end).
-  bool (*leave)(const ExpertsCall& call, const Part& part, const Block& block, int64_t begin, int64_t end,
+  bool (*leave)(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin, int64_t end,
                 ThreadScratch scratch);
   /// output, of the part's tokens [begin, end).
-  void (*add_up)(const ExpertsCall& call, const Part& part, int64_t begin, int64_t end);
+  void (*add_up)(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end);
 };
 
 namespace avx512 {
@@ -101,11 +101,19 @@ struct ExpertsRuntime {
   void* state;
   /// Runs body(user, i) for i in [0, total) on the runtime's threads. Throws what the runtime says went wrong.
   void (*parallel_for)(void* state, int64_t total, void (*body)(void* user, size_t index), void* user);
-  /// Memory for the call's own use; throws where there is none.
+  /// The runtime's compute stream; only asked for on a GPU.
+  void* (*stream)(void* state);
+  /// Memory of the provider for the call's own use until its work on the stream is done; throws where there is none.
   void* (*allocate)(void* state, size_t bytes);
 };
 
-/// Runs a call (cpu.cc). Returns nullptr or a static message.
-const char* run_experts(const ExpertsCall& call, const ExpertsRuntime& runtime);
+/// A backend: where it runs and how it is called. `run` returns nullptr or a static message.
+struct ExpertsBackend {
+  const char* provider;  // execution provider, nullptr for the CPU
+  const char* (*run)(const ExpertsCall& call, const ExpertsRuntime& runtime);
+};
+
+const ExpertsBackend& experts_on_cpu();  // cpu.cc
+const ExpertsBackend& experts_on_gpu();  // launch.cu
 
 }  // namespace deployml

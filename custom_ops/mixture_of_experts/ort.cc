@@ -22,7 +22,19 @@ constexpr int kActivationCount = sizeof kActivations / sizeof *kActivations;
 enum Index : size_t { kX, kExperts, kWeights, kInner, kOuter, kInnerBias, kOuterBias };
 constexpr const char* kInputNames[] = {"x", "experts", "weights", "inner", "outer", "inner_bias", "outer_bias"};
 
+/// The backends of this library; that for a GPU holds the kernels of both (see flash_attention/signature.h).
+std::vector<const ExpertsBackend*> backends() {
+#if defined(DEPLOYML_EMULATED)
+  return {&experts_on_gpu()};
+#elif defined(DEPLOYML_GPU)
+  return {&experts_on_gpu(), &experts_on_cpu()};
+#else
+  return {&experts_on_cpu()};
+#endif
+}
+
 struct Operator : OrtCustomOp {
+  const ExpertsBackend* backend = nullptr;
   Activation activation = Activation::kSilu;
   bool gated = false;
   bool bias = false;
@@ -48,7 +60,8 @@ class Workspace {
   Workspace(const OrtApi* api, const OrtKernelContext* context) : api_(api), context_(context) {}
   ~Workspace() {
     for (void* memory : taken_)
-      if (OrtStatus* status = ort::AllocatorFree::call(api_, allocator_, memory)) ort::ReleaseStatus::call(api_, status);
+      if (OrtStatus* status = ort::AllocatorFree::call(api_, allocator_, memory))
+        ort::ReleaseStatus::call(api_, status);
     if (allocator_ != nullptr) ort::ReleaseAllocator::call(api_, allocator_);
   }
   Workspace(const Workspace&) = delete;
@@ -91,7 +104,7 @@ class Call {
     call_.alpha = kernel_.alpha, call_.limit = kernel_.limit, call_.offset = kernel_.offset;
     const Dims& x = inputs_[kX].dims;
     call_.output = make_output(kernel_.api, context_, 0, x.values, x.rank);
-    const char* message = run_experts(call_, {this, parallel_for, allocate});
+    const char* message = op_.backend->run(call_, {this, parallel_for, stream, allocate});
     if (message != nullptr) fail(ort::kFail, "%s", message);
   }
 
@@ -165,6 +178,13 @@ class Call {
     deployml::parallel_for(self.kernel_.api, self.context_, size_t(total), body, user);
   }
 
+  static void* stream(void* state) {
+    const Call& self = *static_cast<Call*>(state);
+    void* stream = nullptr;
+    check(ort::KernelContextGetGpuComputeStream::call(self.kernel_.api, self.context_, &stream));
+    return stream;
+  }
+
   static void* allocate(void* state, size_t bytes) { return static_cast<Call*>(state)->workspace_.take(bytes); }
 
   const Kernel& kernel_;
@@ -194,17 +214,20 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKern
 }
 
 OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
-  return guarded(interface(), of(op).name, [&] { set_shape(interface(), context, 0, shape_of(interface(), context, kX)); });
+  return guarded(interface(), of(op).name, [&] {
+    set_shape(interface(), context, 0, shape_of(interface(), context, kX));
+  });
 }
 
-Operator make_operator(Activation activation, bool gated, bool bias, Element element) {
+Operator make_operator(const ExpertsBackend& backend, Activation activation, bool gated, bool bias, Element element) {
   Operator op;
   static_cast<OrtCustomOp&>(op) = blank_operator();
+  op.backend = &backend;
   op.activation = activation, op.gated = gated, op.bias = bias, op.element = element;
   std::snprintf(op.name, sizeof op.name, "MixtureOfExperts_%s%s%s", kActivations[int(activation)],
                 gated ? "_gated" : "", bias ? "_bias" : "");
   op.GetName = [](const OrtCustomOp* self) { return of(self).name; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
+  op.GetExecutionProviderType = [](const OrtCustomOp* self) { return of(self).backend->provider; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
     return index == kExperts ? int(ort::kInt64) : ort_type(of(self).element);
   };
@@ -224,10 +247,11 @@ void collect_experts(const Names& names, Operators* found) {
   for (int activation = 0; activation < kActivationCount; ++activation)
     for (bool gated : {false, true})
       for (bool bias : {false, true})
-        for (Element element : kElements) {
-          const Operator op = make_operator(Activation(activation), gated, bias, element);
-          if (names.hold(op.name)) found->add(op);
-        }
+        for (const ExpertsBackend* backend : backends())
+          for (Element element : kElements) {
+            const Operator op = make_operator(*backend, Activation(activation), gated, bias, element);
+            if (names.hold(op.name)) found->add(op);
+          }
 }
 
 }  // namespace deployml

@@ -1,13 +1,16 @@
-"""Sessions for the operator tests."""
+"""Sessions and emulated libraries for the operator tests."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import onnxruntime
 import pytest
 
 from deployml.custom_ops import library_path, register
+from deployml.custom_ops.build import Heads, build
 
 MakeOptions = Callable[..., onnxruntime.SessionOptions]
 
@@ -27,3 +30,33 @@ def options() -> MakeOptions:
         return made
 
     return make
+
+
+def build_emulated(heads: Heads, folder: Path) -> Path:
+    """The GPU kernels for the emulator."""
+    if shutil.which("g++") is None or shutil.which("cmake") is None:
+        pytest.skip("not run: no g++ or cmake here")
+    return build(backend="emulated", heads=heads, output=folder)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> Path:
+    """The kernels for head sizes up to 64 and up to 256."""
+    return build_emulated("reduced", tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def full_library(tmp_path_factory) -> Path:
+    return build_emulated("full", tmp_path_factory.mktemp("emulated-full"))
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Chooses what is emulated."""
+
+    def choose(name: str, multiprocessors: int = 1, seed: int = 1) -> None:
+        monkeypatch.setenv("DEPLOYML_EMULATED_DEVICE", name)
+        monkeypatch.setenv("DEPLOYML_EMULATED_MULTIPROCESSORS", str(multiprocessors))
+        monkeypatch.setenv("DEPLOYML_EMULATED_SEED", str(seed))
+
+    return choose

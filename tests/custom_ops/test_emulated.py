@@ -17,10 +17,11 @@ import onnxruntime
 import pytest
 
 import deployml.custom_ops
-from deployml.custom_ops.build import Heads, build
 from deployml.custom_ops.flash_attention.cases import Case, cases, make_inputs, random_case
 from deployml.custom_ops.flash_attention.check import check_case, one_node_model, run_case
 from deployml.custom_ops.flash_attention.op import reference
+
+from .conftest import build_emulated
 
 DEVICES = ("nvidia", "cdna", "rdna")
 SOURCES = Path(next(p for p in deployml.custom_ops.__path__ if (Path(p) / "emulator").is_dir()))
@@ -36,35 +37,6 @@ MATRIX = [
         if case.dtype == "float32" and (case.fill is None or case.fill > -6e4)
     ),
 ]
-
-
-def _build(heads: Heads, folder: Path) -> Path:
-    if shutil.which("g++") is None or shutil.which("cmake") is None:
-        pytest.skip("not run: no g++ or cmake here")
-    return build(backend="emulated", heads=heads, output=folder)
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory) -> Path:
-    """The kernels for head sizes up to 64 and up to 256."""
-    return _build("reduced", tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture(scope="session")
-def full_library(tmp_path_factory) -> Path:
-    return _build("full", tmp_path_factory.mktemp("emulated-full"))
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """Chooses what is emulated."""
-
-    def choose(name: str, multiprocessors: int = 1, seed: int = 1) -> None:
-        monkeypatch.setenv("DEPLOYML_EMULATED_DEVICE", name)
-        monkeypatch.setenv("DEPLOYML_EMULATED_MULTIPROCESSORS", str(multiprocessors))
-        monkeypatch.setenv("DEPLOYML_EMULATED_SEED", str(seed))
-
-    return choose
 
 
 def options(library: Path) -> onnxruntime.SessionOptions:
@@ -274,7 +246,7 @@ def test_a_broken_kernel_is_seen(breakage, tmp_path, device, monkeypatch):
     assert old in text
     source.write_text(text.replace(old, new))
     monkeypatch.setattr("deployml.custom_ops.build.__file__", str(copied / "build.py"))
-    library = _build("reduced", tmp_path)
+    library = build_emulated("reduced", tmp_path)
     device("nvidia", 100)
     found = failures(library, EVERYDAY)
     assert found

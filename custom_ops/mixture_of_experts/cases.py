@@ -169,6 +169,11 @@ def _sizes(gated: Signature, full: Signature) -> Iterator[Case]:
         for tokens in (1, 4, 5, 12, 97, 300):
             name = f"large-{tokens}-{dtype}"
             yield Case(name=name, signature=full, hidden=301, inner=259, tokens=(tokens,), dtype=dtype)
+    for size in (2, 34, 62, 130, 262):  # pairs of bfloat16
+        for tokens in (1, 5, 61):
+            yield Case(
+                name=f"pairs-{size}-{tokens}", signature=full, hidden=size, tokens=(tokens,), count=2, dtype="bfloat16"
+            )
     yield Case(name="deep-hidden", signature=gated, hidden=1100, inner=24, tokens=(40,), count=2)
     yield Case(name="deep-inner", signature=full, hidden=24, inner=1100, tokens=(40,), count=2)
 

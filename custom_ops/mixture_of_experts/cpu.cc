@@ -15,8 +15,11 @@ constexpr int64_t kFewestTokens = 256;             // of a part, however large t
 constexpr int64_t kNumbersPerTask = 32768;         // that are moved: some ten microseconds
 constexpr int64_t kProductsPerTask = 262144;       // that are summed, or weights of one row
 
-const ExpertsLoop& experts_loop() {
+/// The loops for a call: the first product of bfloat16 has its own where the machine multiplies it, for whole pairs.
+const ExpertsLoop& loop_for([[maybe_unused]] const ExpertsCall& call) {
 #if defined(DEPLOYML_X86)
+  static const bool pairs = instructions().avx512_bf16 && isa_allowed("avx512_bf16");
+  if (pairs && call.element == Element::kBFloat16 && call.hidden % 2 == 0) return avx512_bf16::kExperts;
   static const ExpertsLoop& chosen = best_loop(portable::kExperts, avx2::kExperts, avx512::kExperts);
 #else
   static const ExpertsLoop& chosen = portable::kExperts;
@@ -66,7 +69,8 @@ void run_moves(void* user, size_t index) {
 
 class Mixture {
  public:
-  Mixture(const ExpertsCall& call, const ExpertsRuntime& runtime) : call_(call), runtime_(runtime) {
+  Mixture(const ExpertsCall& call, const ExpertsRuntime& runtime)
+      : call_(call), runtime_(runtime), loop_(loop_for(call)) {
     part_.hidden_stride = stride_of(call.hidden), part_.inner_stride = stride_of(call.inner);
     const int64_t token = (2 * part_.hidden_stride + part_.inner_stride) * std::max<int64_t>(call.each, 1);
     share_ = std::min(std::max(kFewestTokens, kMostFloats / token), call.tokens);
@@ -77,11 +81,11 @@ class Mixture {
     for (part_.token = 0; part_.token < call_.tokens; part_.token += share_) {
       part_.tokens = std::min(share_, call_.tokens - part_.token);
       sort();
-      move(experts_loop().gather, part_.rows, call_.hidden);
+      move(loop_.gather, part_.rows, call_.hidden);
       const int64_t halves = call_.gated ? 2 : 1;
-      if (!multiply(experts_loop().enter, call_.inner, halves * call_.hidden)) return false;
-      if (!multiply(experts_loop().leave, call_.hidden, call_.inner)) return false;
-      move(experts_loop().add_up, part_.tokens, call_.hidden * call_.each);
+      if (!multiply(loop_.enter, call_.inner, halves * call_.hidden)) return false;
+      if (!multiply(loop_.leave, call_.hidden, call_.inner)) return false;
+      move(loop_.add_up, part_.tokens, call_.hidden * call_.each);
     }
     return true;
   }
@@ -149,6 +153,7 @@ class Mixture {
 
   const ExpertsCall& call_;
   const ExpertsRuntime& runtime_;
+  const ExpertsLoop& loop_;
   ExpertsPart part_;
   int64_t share_ = 0;  // tokens of a part
   int64_t* slots_ = nullptr;

@@ -14,8 +14,8 @@ constexpr int64_t kDepthBlock = 128;       // the packed piece of a column block
 constexpr int64_t kUnpackedFloats = 160000;  // of rows that are read again for every few columns: second cache
 
 /// Up to so many rows, packing takes longer than it saves; half types are widened anew for each few rows.
-template <typename T>
-constexpr int64_t kUnpackedRows = kWidth == 16 ? 24 : sizeof(T) == sizeof(float) ? 48 : 8;
+template <typename Form>
+constexpr int64_t kUnpackedRows = kWidth == 16 ? 24 : sizeof(typename Form::Weight) == sizeof(float) ? 48 : 8;
 
 static_assert(kColumnBlock % kPanel == 0 && kColumnBlock % kDotColumns == 0);
 static_assert(kMostRows % kRowGranule == 0 && kRowPadding >= kRowGranule);
@@ -38,9 +38,11 @@ struct Memory {
 };
 
 /// The product of a block's rows with `columns` rows of weights, at most kColumnBlock.
-template <typename T>
+template <typename Form>
 struct Product {
-  const float* a;
+  using Unit = typename Form::Unit;
+  using T = typename Form::Weight;
+  const typename Form::Row* a;
   int64_t lda;
   const T* weights;
   int64_t rows;
@@ -49,18 +51,19 @@ struct Product {
   const T* next;  // weights that will be wanted after these
 
   bool unpacked() const {
-    return depth == 0 || rows <= kDotRows || (rows <= kUnpackedRows<T> && rows * depth <= kUnpackedFloats);
+    return depth == 0 || rows <= kDotRows || (rows <= kUnpackedRows<Form> && rows * depth <= kUnpackedFloats);
   }
 
   void run(const Memory& memory, float* sums) const {
-    if (unpacked()) return dots(Dots<T>{a, lda, weights, depth, sums, kColumnBlock, rows, columns, depth});
+    if (unpacked()) return dots(Dots<Form>{a, lda, weights, depth, sums, kColumnBlock, rows, columns, depth});
     for (int64_t k = 0; k < depth; k += kDepthBlock) add_depth(memory, k, smaller(kDepthBlock, depth - k), sums);
   }
 
   /// Adds the products of a piece of the depth. A tile of rows at a time, and before each a share of the weights that
   /// will be packed next is asked for: memory would be idle otherwise.
   void add_depth(const Memory& memory, int64_t k, int64_t steps, float* sums) const {
-    pack_transposed(weights + k, depth, columns, steps, memory.packed);
+    auto* packed = reinterpret_cast<typename Unit::Element*>(memory.packed);
+    pack_transposed(weights + k, depth, columns, steps, packed);
     Epilogue also;
     also.more = k > 0;
     const T* ahead = k + steps < depth ? weights + k + steps : next;
@@ -70,8 +73,8 @@ struct Product {
       prefetch_rows(ahead + asked * depth, depth, smaller(share, columns - asked), steps);
       for (int64_t j = 0; j < columns; j += kPanel) {
         const int64_t width = smaller(kPanel, round_up(columns - j, kWidth));
-        multiply(Operands<Floats>{a + r * lda + k, lda, memory.packed + j * steps, width,
-                                  sums + r * kColumnBlock + j, kColumnBlock, smaller(tile, rows - r), steps},
+        multiply(Operands<Unit>{a + r * lda + k, lda, packed + j * steps, width, sums + r * kColumnBlock + j,
+                                kColumnBlock, smaller(tile, rows - r), steps},
                  int(width / kWidth), also);
       }
     }
@@ -145,22 +148,43 @@ void activate_any(const ExpertsCall& call, const Memory& memory, const T* bias, 
   }
 }
 
+/// How the first product multiplies, and what a token's row is turned into for it.
+template <typename T>
+struct First {
+  using Form = FloatDots<T>;
+  static void gather(const T* x, int64_t count, float* row) {
+    for (int64_t i = 0; i < count; i += kWidth) store(row + i, load_first(x + i, count - i));
+  }
+};
+
+#if defined(__AVX512BF16__)
+/// Rows of bfloat16 stay what they are, an even number of them: the first product takes pairs.
+template <>
+struct First<BFloat> {
+  using Form = PairDots;
+  static void gather(const BFloat* x, int64_t count, float* row) { memcpy(row, x, size_t(count) * sizeof(BFloat)); }
+};
+#endif
+
 template <typename T>
 bool enter_typed(const ExpertsCall& call, const ExpertsPart& part, const ExpertsBlock& block, int64_t begin,
                  int64_t end, ThreadScratch scratch) {
+  using Form = typename First<T>::Form;
+  using Weight = typename Form::Weight;
   Memory memory;
   if (!memory.take(scratch)) return false;
   const int64_t made = call.gated ? 2 * call.inner : call.inner, rows = block.end - block.begin;
-  const T* weights = static_cast<const T*>(call.first) + block.expert * made * call.hidden;
+  const int64_t depth = call.hidden * int64_t(sizeof(T)) / int64_t(sizeof(Weight));
+  const Weight* weights = static_cast<const Weight*>(call.first) + block.expert * made * depth;
   const T* bias = call.first_bias == nullptr ? nullptr : static_cast<const T*>(call.first_bias) + block.expert * made;
-  const float* given = part.given + block.begin * part.hidden_stride;
+  const auto* given = reinterpret_cast<const typename Form::Row*>(part.given) + block.begin * part.hidden_stride;
   float* out = part.between + block.begin * part.inner_stride;
   for (int64_t j = begin; j < end; j += kColumnBlock) {
     const int64_t columns = smaller(kColumnBlock, end - j);
-    const T* gate = weights + j * call.hidden;
-    const T* value = call.gated ? gate + call.inner * call.hidden : gate;
-    const T* next = gate + columns * call.hidden;
-    Product<T> product{given, part.hidden_stride, gate, rows, columns, call.hidden, call.gated ? value : next};
+    const Weight* gate = weights + j * depth;
+    const Weight* value = call.gated ? gate + call.inner * depth : gate;
+    const Weight* next = gate + columns * depth;
+    Product<Form> product{given, part.hidden_stride, gate, rows, columns, depth, call.gated ? value : next};
     product.run(memory, memory.sums[0]);
     product.weights = value, product.next = next;
     if (call.gated) product.run(memory, memory.sums[1]);
@@ -183,8 +207,9 @@ bool leave_typed(const ExpertsCall& call, const ExpertsPart& part, const Experts
   for (int64_t j = begin; j < end; j += kColumnBlock) {
     const int64_t columns = smaller(kColumnBlock, end - j);
     const T* column = weights + j * call.inner;
-    Product<T>{between, part.inner_stride, column, rows, columns, call.inner, column + columns * call.inner}.run(
-        memory, memory.sums[0]);
+    const T* next = column + columns * call.inner;
+    const Product<FloatDots<T>> product{between, part.inner_stride, column, rows, columns, call.inner, next};
+    product.run(memory, memory.sums[0]);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t slot = part.slots[block.begin + r];
       const Vec factor = set1(widen(factors[slot]));
@@ -203,7 +228,7 @@ void gather_typed(const ExpertsCall& call, const ExpertsPart& part, int64_t begi
   for (int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(call.x) + (part.token + part.slots[r] / call.each) * call.hidden;
     float* out = part.given + r * part.hidden_stride;  // padded to whole vectors
-    for (int64_t i = 0; i < call.hidden; i += kWidth) store(out + i, load_first(x + i, call.hidden - i));
+    First<T>::gather(x, call.hidden, out);
   }
 }
 
@@ -225,6 +250,15 @@ void add_up_typed(const ExpertsCall& call, const ExpertsPart& part, int64_t begi
     }
   }
 }
+
+#if defined(__AVX512BF16__)  // bfloat16 alone comes here
+
+constexpr auto gather = gather_typed<BFloat>;
+constexpr auto enter = enter_typed<BFloat>;
+constexpr auto leave = leave_typed<BFloat>;
+constexpr auto add_up = add_up_typed<BFloat>;
+
+#else
 
 void gather(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end) {
   if (call.element == Element::kFloat16) return gather_typed<Half>(call, part, begin, end);
@@ -251,6 +285,8 @@ void add_up(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int
   if (call.element == Element::kBFloat16) return add_up_typed<BFloat>(call, part, begin, end);
   add_up_typed<float>(call, part, begin, end);
 }
+
+#endif
 
 #define DEPLOYML_TEXT_OF(x) #x
 #define DEPLOYML_TEXT(x) DEPLOYML_TEXT_OF(x)

@@ -45,7 +45,7 @@ struct ExpertsPart {
   int64_t tokens = 0;
   int64_t rows = 0;
   const int64_t* slots = nullptr;  // of each row
-  float* given = nullptr;    // (rows, hidden) the token of each row
+  float* given = nullptr;    // (rows, hidden) the token of each row; avx512_bf16 keeps bfloat16 there
   float* between = nullptr;  // (rows, inner) after the activation
   float* made = nullptr;     // (slots, hidden) what the expert gives, times its weight
   int64_t hidden_stride = 0;
@@ -86,6 +86,9 @@ struct ExpertsLoop {
   void (*add_up)(const ExpertsCall& call, const ExpertsPart& part, int64_t begin, int64_t end);
 };
 
+namespace avx512_bf16 {  // bfloat16, an even number of features
+extern const ExpertsLoop kExperts;
+}
 namespace avx512 {
 extern const ExpertsLoop kExperts;
 }

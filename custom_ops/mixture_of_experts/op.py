@@ -24,7 +24,8 @@ The output has the shape of x::
     a            = act(h)                                                        h = inner[e] @ x + inner_bias[e]
     a            = act(min(g, limit)) * (clamp(u, -limit, limit) + offset)       _gated: g, u = the halves of h
 
-silu is ``g * sigmoid(alpha * g)``; gelu is exact, gelu_tanh its tanh form. Arithmetic is float32, rounded to T once.
+silu is ``g * sigmoid(alpha * g)``; gelu is exact, gelu_tanh its tanh form. Arithmetic is float32, rounded to T once
+(on a GPU, half types also where the second product takes its input).
 Shazeer and others, Outrageously Large Neural Networks, 2017; Shazeer, GLU Variants Improve Transformer, 2020.
 """
 

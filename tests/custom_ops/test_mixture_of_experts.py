@@ -58,10 +58,11 @@ def test_kernel_is_as_exact_as_the_naive_twin_allows(case, options):
     assert result.passed, (result.error, result.granted)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_other_instruction_sets(isa):
-    if isa == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("not run: this processor has no AVX2")
+    needs = {"avx512": "avx512bw", "avx2": "avx2"}.get(isa, "")
+    if needs not in Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"not run: this processor has no {needs}")
     done = subprocess.run(
         [sys.executable, "-c", ISA_SCRIPT],
         env={**os.environ, "DEPLOYML_CPU_ISA": isa},

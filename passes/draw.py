@@ -237,6 +237,9 @@ def random_feeds(
 
 
 def _drawn(draw: Draw, dtype: ir.DataType, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    if draw.below is not None and draw.distinct:
+        order = rng.permuted(np.broadcast_to(np.arange(draw.below), (*shape[:-1], draw.below)), axis=-1)
+        return order[..., : shape[-1]].astype(dtype.numpy())
     if draw.below is not None:
         return rng.integers(0, draw.below, shape).astype(dtype.numpy())
     count = math.prod(shape)

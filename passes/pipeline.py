@@ -109,6 +109,7 @@ def run(
         engine.run("layout", layout.RULES)
         whole.timed("dedupe", model, deduplicate)
     with hook("neighbours"):
+        experts.join_experts(engine)
         engine.run("activations", activations.RULES)
         experts.lower_experts(engine)
         attention.refine_attention(engine)

@@ -79,10 +79,12 @@ class Draw:
 
     Attributes:
         below: Integers from 0 up to this one, whatever makes the value in the graph; None for floats.
+        distinct: No two of a row are equal: what makes them picks them so.
         deviation: Standard deviation of floats: that of a trained weight keeps an activation where it bends.
     """
 
     below: int | None = None
+    distinct: bool = False
     deviation: float = 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,9 @@ __all__ = ["pack_weights"]
 
 
 def pack_weights(model: ir.Model) -> int:
-    """Replace Concats of initializers alone, and Gathers of one by constant indices, by one initializer, in place.
+    """Replace Concats of initializers alone, Gathers of one by constant indices and Reshapes of one, in place.
+
+    Each becomes one initializer.
 
     No weight is read for it.
 
@@ -21,15 +24,16 @@ def pack_weights(model: ir.Model) -> int:
         How many nodes went.
     """
     graph, count = model.graph, 0
-    for node in [n for n in graph if n.op_type in ("Concat", "Gather") and n.domain == ""]:
+    for node in [n for n in graph if n.op_type in ("Concat", "Gather", "Reshape") and n.domain == ""]:
         parts = [v for v in node.inputs if v is not None]
         output = node.outputs[0]
         stored = all(v.is_initializer() and not v.is_graph_input() and v.const_value is not None for v in parts)
         if not stored or len(parts) != len(node.inputs) or output.is_graph_output():
             continue
-        packed = (
-            _packed(graph, parts, int(attribute(node, "axis"))) if node.op_type == "Concat" else _taken(graph, node)
-        )
+        if node.op_type == "Concat":
+            packed: ir.Value | None = _packed(graph, parts, int(attribute(node, "axis")))
+        else:
+            packed = _taken(graph, node) if node.op_type == "Gather" else _reshaped(graph, node)
         if packed is None:
             continue
         ir.convenience.replace_all_uses_with(output, packed)
@@ -70,6 +74,22 @@ def _taken(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         return ir.tensor(np.ascontiguousarray(source.numpy().take(indices, axis=axis)), dtype=source.dtype)
 
     return _stored(graph, f"{weight.name}.ordered", read, source.dtype, shape)
+
+
+def _reshaped(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+    """A weight with other axes; None where it stays in the graph with its own too."""
+    weight, target = node.inputs
+    assert weight is not None and weight.const_value is not None and target is not None
+    source, sizes = weight.const_value, constant(target)
+    if sizes is None or 0 in sizes or len(weight.uses()) != 1 or not source.dtype.is_floating_point():
+        return None
+    known = math.prod(int(size) for size in sizes if size > 0)
+    shape = ir.Shape([int(size) if size > 0 else source.size // known for size in sizes])
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(source.numpy().reshape([int(size) for size in sizes]), dtype=source.dtype)
+
+    return _stored(graph, f"{weight.name}.reshaped", read, source.dtype, shape)
 
 
 def _stored(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .gathered import GatheredExperts
 from .grouped import SortedExperts
-from .lower import RULES, lower_experts
+from .looped import LoopedExperts
+from .lower import RULES, join_experts, lower_experts
 
-__all__ = ["RULES", "GatheredExperts", "SortedExperts", "lower_experts"]
+__all__ = ["RULES", "GatheredExperts", "LoopedExperts", "SortedExperts", "join_experts", "lower_experts"]

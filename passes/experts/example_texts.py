@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["SILU", "WOVEN", "gathered_text", "grouped_text"]
+__all__ = ["SILU", "WOVEN", "gathered_text", "grouped_text", "looped_text"]
 
 #: Sizes in the examples: experts, features, inner features.
 EXPERTS, HIDDEN, INNER = 3, 4, 2
@@ -154,10 +154,58 @@ def _numbers(dtype: str) -> list[str]:
     ]
 
 
-def _weight(dtype: str, name: str, shape: tuple[int, ...]) -> str:
+def _weight(dtype: str, name: str, shape: tuple[int, ...], start: int = 0) -> str:
     """A constant of numbers that differ from each other."""
     count = 1
     for size in shape:
         count *= size
-    numbers = ", ".join(f"{((n * 37) % 101 - 50) / 40:g}" for n in range(count))
+    numbers = ", ".join(f"{(((n + start) * 37) % 101 - 50) / 40:g}" for n in range(count))
     return f"{dtype}[{','.join(map(str, shape))}] {name} = {{{numbers}}}"
+
+
+def looped_text(
+    *, chosen: bool = True, tokens: int | str = "N", activation: str = "", numbers: tuple[int, ...] = (0, 1)
+) -> str:
+    """A loop over gated experts with matrices of their own.
+
+    Args:
+        chosen: Each is given the tokens that chose it; otherwise all, and weighted.
+        tokens: Their number.
+        activation: Operator in the place of silu.
+        numbers: Of the experts.
+    """
+    inputs = f"float[{tokens},{HIDDEN}] x, int64[{tokens},2] experts, float[{tokens},2] weights"
+    constants, body, total = _numbers("float"), "", "zeros"
+    for e in numbers:
+        constants.append(f"int64 number{e} = {{{e}}}")
+        for place, name in enumerate(("gate", "up", "down")):
+            shape = (INNER, HIDDEN) if name != "down" else (HIDDEN, INNER)
+            constants.append(_weight("float", f"{name}{e}", shape if chosen else shape[::-1], 7 * e + place))
+        body += (_CHOSEN if chosen else _ON_ALL).format(
+            e=e,
+            total=total,
+            act=f"a{e} = {activation} (g{e})" if activation else f"s{e} = Sigmoid (g{e}) a{e} = Mul (g{e}, s{e})",
+        )
+        total = f"total{e}"
+    return f"""<ir_version: 10, opset_import: ["" : 20]>
+experts ({inputs}) => (float[{tokens},{HIDDEN}] y)
+<{", ".join(constants)}> {{
+  size = Shape (x) zeros = ConstantOfShape <value = float[1] {{0}}> (size) table = Unsqueeze (weights, minus){body}
+  y = Identity ({total})
+}}"""
+
+
+_CHOSEN: Final = """
+  hit{e} = Equal (experts, number{e}) turned{e} = Transpose <perm = [1, 0]> (hit{e}) found{e} = NonZero (turned{e})
+  pairs{e} = Transpose <perm = [1, 0]> (found{e})
+  slot{e}, token{e} = Split <axis = 1, num_outputs = 2> (pairs{e}) rows{e} = GatherND (x, token{e})
+  g{e} = Gemm <transB = 1> (rows{e}, gate{e}) {act} u{e} = Gemm <transB = 1> (rows{e}, up{e}) m{e} = Mul (a{e}, u{e})
+  o{e} = Gemm <transB = 1> (m{e}, down{e})
+  at{e} = Concat <axis = 1> (token{e}, slot{e}) w{e} = GatherND (table, at{e}) p{e} = Mul (o{e}, w{e})
+  total{e} = ScatterND <reduction = "add"> ({total}, token{e}, p{e})"""
+
+_ON_ALL: Final = """
+  hit{e} = Equal (experts, number{e}) flag{e} = Cast <to = 1> (hit{e}) own{e} = Mul (weights, flag{e})
+  w{e} = ReduceSum <keepdims = 1> (own{e}, minus)
+  g{e} = MatMul (x, gate{e}) {act} u{e} = MatMul (x, up{e}) m{e} = Mul (a{e}, u{e}) o{e} = MatMul (m{e}, down{e})
+  p{e} = Mul (w{e}, o{e}) total{e} = Add ({total}, p{e})"""

@@ -25,9 +25,9 @@ class Source:
 
     Attributes:
         rows: What it multiplies, one row a token and slot.
-        weight: (E, H, F), or (E, F, H) with ``transposed``.
+        weight: (E, H, F), or (E, F, H) with ``transposed``; of one expert alone without the first axis.
         transposed: Which of the two.
-        bias: (E, F), or None.
+        bias: (E, F), or (F,) of one expert, or None.
     """
 
     rows: ir.Value
@@ -46,8 +46,8 @@ class Part:
     @property
     def whole(self) -> bool:
         """Whether these are all of them, in order."""
-        width = self.source.weight.shape
-        size = None if width is None else width[1 if self.source.transposed else 2]
+        shape = self.source.weight.shape
+        size = None if shape is None else shape[-2 if self.source.transposed else -1]
         return size == len(self.columns) and np.array_equal(self.columns, np.arange(len(self.columns)))
 
 

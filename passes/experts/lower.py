@@ -10,21 +10,38 @@ import onnx_ir as ir
 from ...runtime.report import PassRecord
 from .. import canonical, canonical_experts
 from ..bodies import add_bodies
+from ..cleanup import pack_weights
+from ..cleanup.fold import fold_weight_transposes
 from ..engine import Engine
 from ..rule import Rule
 from .gathered import GatheredExperts
 from .grouped import SortedExperts
+from .looped import LoopedExperts
 
-__all__ = ["RULES", "lower_experts"]
+__all__ = ["RULES", "join_experts", "lower_experts"]
 
-#: In the order to run.
-RULES: Final[tuple[Rule, ...]] = (SortedExperts(), GatheredExperts())
+#: Read an activation as it is written, before it becomes one node with the bias before it.
+EARLY: Final[tuple[Rule, ...]] = (LoopedExperts(),)
+#: Read an activation as one node or as it is written.
+LATE: Final[tuple[Rule, ...]] = (SortedExperts(), GatheredExperts())
+#: All of them.
+RULES: Final = (*EARLY, *LATE)
+
+
+def join_experts(engine: Engine) -> None:
+    """Make loops over experts one node each, their weights put together."""
+    model = engine.context.model
+    if engine.run("looped-experts", EARLY):
+        add_bodies(model)
+        pack_weights(model)
+        fold_weight_transposes(model)
+        pack_weights(model)
 
 
 def lower_experts(engine: Engine) -> None:
     """Make mixtures of experts one node each; expand every grouped product that is left, with the reason journalled."""
     model = engine.context.model
-    if engine.run("experts", RULES):
+    if engine.run("experts", LATE):
         add_bodies(model)
     start, before = time.perf_counter(), model.graph.num_nodes()
     nodes = _grouped(model)

@@ -20,14 +20,26 @@ from ..rule import Context, Declined, Draw, Replacement
 from .gate import Between, Part, Source, between
 from .routing import Order, Sorted, by_bias, tokens, way_back
 
-__all__ = ["EMITS", "OP", "Mixture", "Product", "mixture_at", "replacement", "require_target"]
+__all__ = [
+    "DTYPES",
+    "EMITS",
+    "OP",
+    "Mixture",
+    "Product",
+    "cast",
+    "flat_tokens",
+    "mixture_at",
+    "replacement",
+    "require_target",
+]
 
 #: The operator without its signature.
 OP: Final = f"{DOMAIN}::{NAME}"
 #: Every name it has.
 EMITS: Final = tuple(f"{DOMAIN}::{s.op_type}" for s in signatures())
 
-_DTYPES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+#: Types it runs with.
+DTYPES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 #: Finds the product, without a bias, that a value is.
 Product = Callable[[ir.Value], Source | None]
@@ -96,7 +108,7 @@ def require_target(node: ir.Node, context: Context) -> None:
 
 
 def _require_dtype(dtype: ir.DataType | None, node: ir.Node) -> None:
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         found = "an unknown type" if dtype is None else dtype.name
         raise Declined("dtype", f"{DOMAIN}::{NAME} does not run with {found}", at=node)
 
@@ -123,7 +135,7 @@ def mixture_at(node: ir.Node, output: ir.Value, second: Source, order: Order, pr
     if x is None:
         raise Declined("routing", "the rows of the first product are not tokens by the order of experts", at=node)
     dtype = second.weight.dtype
-    if dtype is None or dtype not in _DTYPES:
+    if dtype is None or dtype not in DTYPES:
         kind = "an unknown type" if dtype is None else dtype.name
         raise Declined("dtype", f"{OP} does not run with {kind}", at=node)
     way = way_back(output, order)
@@ -170,7 +182,7 @@ def replacement(facts: Mixture, g: Builder) -> Replacement:
         bias=facts.bias is not None or any(b is not None for b in biases),
     )
     dtype = facts.dtype
-    x, weights = _tokens(_cast(facts.x, dtype, g), g), _cast(facts.weights, dtype, g)
+    x, weights = flat_tokens(cast(facts.x, dtype, g), g), cast(facts.weights, dtype, g)
     outer = facts.outer if facts.transposed else g.op("Transpose", facts.outer, perm=[0, 2, 1])
     experts = _slots(facts.experts, g)
     weights = _slots(weights, g)
@@ -188,12 +200,13 @@ def replacement(facts: Mixture, g: Builder) -> Replacement:
     return Replacement(old=[facts.output], new=[made], draws=_draws(facts), few=facts.restored)
 
 
-def _cast(value: ir.Value, dtype: ir.DataType, g: Builder) -> ir.Value:
+def cast(value: ir.Value, dtype: ir.DataType, g: Builder) -> ir.Value:
+    """A value in another type; itself where it has that type."""
     return value if value.dtype == dtype else g.op("Cast", value, to=int(dtype), dtype=dtype, shape=value.shape)
 
 
-def _tokens(x: ir.Value, g: Builder) -> ir.Value:
-    """(N, H)."""
+def flat_tokens(x: ir.Value, g: Builder) -> ir.Value:
+    """(N, H) of (..., H)."""
     shape = list(x.shape or ())
     return x if len(shape) == 2 else g.op("Reshape", x, g.const(np.array([-1, shape[-1]], np.int64)))
 

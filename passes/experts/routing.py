@@ -11,7 +11,7 @@ from ..graph import attribute, constant, dims, op_name, producer, scalar
 from ..look import axes_of, past_casts
 from .look import REACH, column_of, computed_from, gathered, onwards, rank, rows_of, unrolled
 
-__all__ = ["Order", "Sorted", "by_bias", "by_slot", "sorted_by", "tokens", "way_back"]
+__all__ = ["Order", "Sorted", "by_bias", "by_slot", "features", "sorted_by", "tokens", "way_back"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ def _repeated(rows: ir.Value, each: int) -> ir.Value | None:
     shape = [d for d in dims(rows) or () if d != 1]
     node = _behind_views(rows, "Expand")
     if node is None or node.inputs[0] is None:
-        return _features(rows, shape[-1]) if each == 1 and shape else None
+        return features(rows, shape[-1]) if each == 1 and shape else None
     wide = dims(node.outputs[0])
-    return _features(node.inputs[0], wide[2]) if wide is not None and len(wide) == 3 and wide[1] == each else None
+    return features(node.inputs[0], wide[2]) if wide is not None and len(wide) == 3 and wide[1] == each else None
 
 
 def _behind_views(value: ir.Value, op: str) -> ir.Node | None:
@@ -101,7 +101,7 @@ def _behind_views(value: ir.Value, op: str) -> ir.Node | None:
     return None
 
 
-def _features(value: ir.Value, width: int | str | None) -> ir.Value | None:
+def features(value: ir.Value, width: int | str | None) -> ir.Value | None:
     """What a value is a view of: (N, H), or another with H numbers on its last axis; H is ``width``."""
     for _ in range(REACH):
         value = past_casts(value)

@@ -440,8 +440,9 @@ def page(results: Sequence[Result], setting: Setting, peak: float, isa: str) -> 
             f"{processor}; onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}. float32, "
             f"12 heads of 64, batch 1 unless said, {threads}, {how}. {older if 'OLDER_PROCESSOR' in os.environ else ''}"
             f"The best rate of onnxruntime's float32 "
-            f"MatMul in the same run was {peak / 1e9:.0f} GFLOP/s. Ratios are medians over interleaved rounds: "
-            "1.5 says that the own operator is 1.5 times as fast.",
+            f"MatMul in the same run was {peak / 1e9:.0f} GFLOP/s. Contenders share one pool of threads, and "
+            "inputs start at multiples of 64 bytes. Ratios are medians over interleaved rounds: 1.5 says that "
+            "the own operator is 1.5 times as fast.",
             "",
             table(results, peak),
             "",

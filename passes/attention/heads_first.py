@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -95,7 +95,7 @@ class HeadsFirst(Rule):
             name = STANDARD
         else:
             given = asdict(Attributes(**{name: attribute(node, name) for name in ATTRIBUTES}))
-            name = f"{DOMAIN}::{_with_heads_first(Signature.of(node.op_type)).op_type}"
+            name = f"{DOMAIN}::{replace(Signature.of(node.op_type), layout='bnsh').op_type}"
         dtype = node.outputs[0].dtype
         made = g.op(name, *facts.parts, *node.inputs[3:], outputs=len(node.outputs), dtype=dtype, shape=wide, **given)
         g.keep_name(node)
@@ -148,10 +148,6 @@ def _turned_back(node: ir.Node, heads: int, size: int) -> ir.Value | None:
     if list(attribute(turn, "perm", ())) != _FOLD or (dims(split.outputs[0]) or ())[2:] != (heads, size):
         return None
     return turn.outputs[0] if _folds(turn.outputs[0], node.outputs[0], heads) else None
-
-
-def _with_heads_first(s: Signature) -> Signature:
-    return Signature(layout="bnsh", mask=s.mask, bias=s.bias, table=s.table, sink=s.sink, weights=s.weights)
 
 
 def _text(body: str, *, op: str = "deployml.FlashAttention", out: str = "float[B,4,S,16] y") -> str:

@@ -11,15 +11,18 @@ inline constexpr int64_t kTile = 384;  // keys of a tile
 /// A block of query rows of one head and what it has accumulated.
 struct Block {
   int64_t head;
-  int64_t row;    // first query
+  int64_t row;  // first query
   int64_t rows;
-  Range keys;     // union over its rows
-  float bound;    // |query . key| is never larger; infinity when not known
-  float limit;    // keys with a bias below weigh exactly 0, where the bias is one row for all
-  float* query;   // (rows, head_dim), padded, in the form of the products
-  float* output;  // (rows, value_width)
+  Range keys;          // union over its rows
+  float bound;         // |query . key| is never larger; infinity when not known
+  float limit;         // keys with a bias below weigh exactly 0, where the bias is one row for all
+  const float* query;  // (rows, head_dim) in the form of the products: a padded copy, or where the caller has it
+  int64_t query_row;   // elements from a row to the next
+  float factor;        // what products with the queries are multiplied by
+  float* output;       // (rows, value_width)
   RowState state;
-  bool fresh;     // no tile was added to `output` yet, and it holds nothing
+  bool fresh;  // no tile was added to `output` yet, and it holds nothing
+  bool done;   // the call's output was written
 };
 
 /// A call, the task of it at hand, and what follows from both.

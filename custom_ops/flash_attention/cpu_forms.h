@@ -18,9 +18,9 @@ struct FloatForm {
   static constexpr int64_t kSteps = 1;
 
   static void load_query(const T* row, int64_t n, float scale, float* query) { load_scaled(row, n, scale, query); }
-  /// The squared length of a query, scale included.
-  static float query_norm(const float* query, int64_t n, float) { return squared_norm(query, n); }
-  /// What scores are multiplied by.
+  /// The squared length of a query.
+  static float query_norm(const float* query, int64_t n) { return squared_norm(query, n); }
+  /// What products with loaded queries are multiplied by.
   static float factor(float) { return 1.0f; }
   static void pack_keys(const T* keys, int64_t stride, int64_t count, int64_t n, float* packed) {
     pack_transposed(keys, stride, count, n, packed);
@@ -42,8 +42,8 @@ struct PairForm {
   static void load_query(const BFloat* row, int64_t n, float, float* query) {
     memcpy(query, row, size_t(n) * sizeof *row);
   }
-  static float query_norm(const float* query, int64_t n, float scale) {
-    return scale * scale * squared_norm(reinterpret_cast<const BFloat*>(query), n);
+  static float query_norm(const float* query, int64_t n) {
+    return squared_norm(reinterpret_cast<const BFloat*>(query), n);
   }
   static float factor(float scale) { return scale; }
   static void pack_keys(const BFloat* keys, int64_t stride, int64_t count, int64_t n, Pair* packed) {

@@ -13,6 +13,8 @@ namespace {
 
 template <typename T>
 class Task {
+  using Sum = typename Products<T>::Sum;
+
  public:
   Task(const AttentionCall& call, const CpuTask& task)
       : call_(call), task_(task), work_{call, task}, tables_(work_), products_(work_), exclusion_(work_, products_, tables_) {
@@ -25,7 +27,7 @@ class Task {
     Range all{call_.keys, 0};
     for (int64_t i = 0; i < work_.blocks; ++i) {
       Block block = make_block(i);
-      start(block);
+      start(&block, i);
       exclusion_.trim(&block);
       list_[i] = block;
       if (block.keys.empty()) continue;
@@ -67,23 +69,22 @@ class Task {
     block.head = task_.kv_head * work_.group + index / work_.blocks_per_head;
     block.row = task_.begin + index % work_.blocks_per_head * kRowBlock;
     block.rows = smaller(kRowBlock, task_.end - block.row);
-    float* memory = block_memory_ + index * block_size_;
-    block.query = memory;
-    block.output = block.query + work_.padded_rows * work_.depth;
+    block.output = block_memory_ + index * block_size_ + work_.padded_rows * work_.depth;
     block.state.highest = block.output + work_.padded_rows * work_.value_width;
     block.state.total = block.state.highest + work_.state_rows;
     block.fresh = true;
+    block.done = false;
     const Range low = visible(call_, work_.length, block.row);
     const Range high = visible(call_, work_.length, block.row + block.rows - 1);
     block.keys = {low.begin, high.end};
     return block;
   }
 
-  /// Copies the block's queries and resets what it accumulates.
-  void start(const Block& block) {
-    products_.load_query(block);
-    fill(block.state.highest, work_.state_rows, -kInfinity);
-    fill(block.state.total, work_.state_rows, 0.0f);
+  /// Loads the block's queries and resets what it accumulates.
+  void start(Block* block, int64_t index) {
+    products_.load_query(block, block_memory_ + index * block_size_);
+    fill(block->state.highest, work_.state_rows, -kInfinity);
+    fill(block->state.total, work_.state_rows, 0.0f);
   }
 
   void visit_tile(int64_t start, int64_t count) {
@@ -115,7 +116,15 @@ class Task {
       for (int64_t r = 0; r < block.rows; ++r) top_[r] = shape(block, r, start, columns);
     }
     weigh(block, columns);
-    products_.add_values(block, start, count, columns, scores_, factor_);
+    Sum sum{block.output, work_.value_width, {}};
+    if (!block.fresh) sum.also.scale = factor_;
+    if constexpr (sizeof(T) == sizeof(float))
+      if (products_.writes_in_place(block)) {
+        take_shares(block);
+        sum.output = output_row(block, 0), sum.row = call_.output.row, sum.also.share = block.state.total;
+        block.done = true;
+      }
+    products_.add_values(block, start, count, columns, scores_, sum);
     block.fresh = false;
   }
 
@@ -199,11 +208,23 @@ class Task {
     return at;
   }
 
-  /// Divides by the sums, the sink's share included, and writes the block's rows. The sums become the factors.
+  /// Divides by the sums and writes the block's rows.
   void finish(const Block& block) {
+    if (block.done) return;
+    take_shares(block);
+    if (block.fresh) fill(block.output, block.rows * work_.value_width, 0.0f);
+    for (int64_t r = 0; r < block.rows; ++r)
+      store_scaled(block.output + r * work_.value_width, call_.value_dim, block.state.total[r], output_row(block, r));
+  }
+
+  T* output_row(const Block& block, int64_t r) const {
+    return const_cast<T*>(row_of<T>(call_.output, task_.batch, block.head, block.row + r));
+  }
+
+  /// The sums of rows become what rows are multiplied by, the sink's share included.
+  void take_shares(const Block& block) {
     const T* sinks = static_cast<const T*>(call_.sink);
     const float sink = sinks != nullptr ? widen(sinks[block.head]) : -kInfinity;
-    if (block.fresh) fill(block.output, block.rows * work_.value_width, 0.0f);
     for (int64_t r = 0; r < block.rows; ++r) {
       float total = block.state.total[r], factor = 1.0f;
       if (sinks != nullptr) {
@@ -214,8 +235,6 @@ class Task {
         total = total * factor + reduce_max(exponential(set1(sink - base)));
       }
       block.state.total[r] = total == 0.0f ? 0.0f : factor / total;
-      T* out = const_cast<T*>(row_of<T>(call_.output, task_.batch, block.head, block.row + r));
-      store_scaled(block.output + r * work_.value_width, call_.value_dim, block.state.total[r], out);
     }
   }
 

@@ -10,6 +10,7 @@ namespace deployml::DEPLOYML_ISA {
 
 inline constexpr int64_t kUnpackedBlocks = 6;  // up to so many blocks of rows, values are not packed
 inline constexpr int64_t kUnpackedWindow = 256;
+inline constexpr int64_t kPanelsInPlace = 8;  // up to so many panels of keys, queries are not copied
 inline constexpr int64_t kDiagonalRows = 12;  // of a product next to the diagonal
 
 template <typename T>
@@ -29,16 +30,22 @@ class Products {
     packed_value_ = packed_key_ + kTile * work_.depth;
   }
 
-  /// Copies the block's queries.
-  void load_query(const Block& block) const {
-    const T* source = row_of<T>(call_.query, work_.task.batch, block.head, block.row);
-    for (int64_t r = 0; r < block.rows; ++r)
-      Form<T>::load_query(source + r * call_.query.row, call_.head_dim, call_.scale, block.query + r * work_.depth);
+  /// Copies the block's queries to `memory`, or takes them from where they lie.
+  void load_query(Block* block, float* memory) const {
+    const T* source = row_of<T>(call_.query, work_.task.batch, block->head, block->row);
+    if constexpr (sizeof(T) == sizeof(float))
+      if (queries_in_place(*block)) {
+        block->query = source, block->query_row = call_.query.row, block->factor = call_.scale;
+        return;
+      }
+    block->query = memory, block->query_row = work_.depth, block->factor = Form<T>::factor(call_.scale);
+    for (int64_t r = 0; r < block->rows; ++r)
+      Form<T>::load_query(source + r * call_.query.row, call_.head_dim, call_.scale, memory + r * work_.depth);
   }
 
   /// The squared length of a query of the block, scale included.
   float query_norm(const Block& block, int64_t r) const {
-    return Form<T>::query_norm(block.query + r * work_.depth, call_.head_dim, call_.scale);
+    return block.factor * block.factor * Form<T>::query_norm(block.query + r * block.query_row, call_.head_dim);
   }
 
   void pack(int64_t start, int64_t count) {
@@ -55,8 +62,9 @@ class Products {
   /// each lane.
   void score(const Block& block, int64_t start, int64_t count, const Range& columns, float* scores, float* top) const {
     const Element* queries = reinterpret_cast<const Element*>(block.query);
-    Operands<Unit> of{queries, work_.depth, nullptr, 0, nullptr, kTile, 0, call_.head_dim / kSteps};
-    Epilogue also{nullptr, top, Form<T>::factor(call_.scale)};
+    Operands<Unit> of{queries, block.query_row, nullptr, 0, nullptr, kTile, 0, call_.head_dim / kSteps};
+    Epilogue also{};
+    also.factor = block.factor;
     for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
       const int64_t width = smaller(kPanel, round_up(count - j, kWidth));
       const int64_t first = larger(columns.begin / kWidth * kWidth, j);
@@ -82,21 +90,33 @@ class Products {
              call_.head_dim, scores + aligned);
   }
 
-  /// output = factor * output + weights . value, without the old output where the block is fresh. Spoils the weights.
+  /// Whether the output of a block goes straight to where the caller wants it: there is one tile, and whole vectors.
+  bool writes_in_place(const Block& block) const {
+    return call_.keys <= kTile && block.rows % kExactRows == 0 && call_.value_dim % kWidth == 0;
+  }
+
+  /// Where weights . value goes, and what happens to it and to what lies there.
+  struct Sum {
+    float* output;
+    int64_t row;  // floats from a row to the next
+    Epilogue also;
+  };
+
+  /// Adds weights . value to `sum`. Spoils the weights.
   void add_values(const Block& block, int64_t start, int64_t count, const Range& columns, float* weights,
-                  const float* factor) const {
+                  const Sum& sum) const {
     for (int64_t r = 0; r < block.rows; ++r) Form<T>::narrow(weights + r * kTile, columns);
     const int64_t begin = columns.begin / kSteps, end = steps(columns.end);
     const int64_t reach = steps(causal_end(block.row, start) - begin * kSteps);
-    Operands<Unit> of{reinterpret_cast<const Element*>(weights) + begin, kTile, nullptr, 0, block.output,
-                      work_.value_width, block.rows, end - begin, reach};
+    Operands<Unit> of{reinterpret_cast<const Element*>(weights) + begin, kTile, nullptr, 0, sum.output,
+                      sum.row, block.rows, end - begin, reach};
     for (int64_t c = 0; c < work_.value_width; c += kPanel, of.c += kPanel) {
       const int vectors = int(smaller(kPanelVectors, (work_.value_width - c) / kWidth));
       of.ldb = vectors * kWidth;
       of.b = packed_value_ + c * steps(count) + begin * of.ldb;
       if constexpr (sizeof(T) == sizeof(float))
         if (values_in_place()) of.b = work_.value_at<T>(start + columns.begin) + c, of.ldb = call_.value.row;
-      multiply(of, vectors, {block.fresh ? nullptr : factor});
+      multiply(of, vectors, sum.also);
     }
   }
 
@@ -108,6 +128,12 @@ class Products {
   }
 
  private:
+  /// Whether queries are read where they lie. They are read once a panel of keys, and over many panels a copy with rows
+  /// next to each other pays.
+  bool queries_in_place(const Block& block) const {
+    return !work_.direct && call_.keys <= kPanelsInPlace * kPanel && block.rows % kExactRows == 0;
+  }
+
   /// Whether values are read where they lie: few blocks of rows do not pay for packing.
   bool values_in_place() const {
     const bool windowed = call_.window_left >= 0 && call_.window_right >= 0 &&

@@ -22,6 +22,8 @@ constexpr int tile_rows(int vectors) {
 
 /// Row blocks are multiples of this: every tile_rows() divides it.
 inline constexpr int kRowGranule = 24;
+/// A product of a multiple of so many rows touches no row beyond its last.
+inline constexpr int kExactRows = 4;
 
 DEPLOYML_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 DEPLOYML_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -43,6 +45,8 @@ struct Floats {
 struct Epilogue {
   /// One factor a row: C = diag(scale) * C + A * B. Without it C = A * B.
   const float* scale = nullptr;
+  /// One factor a row on the product: C = diag(share) * A * B.
+  const float* share = nullptr;
   /// One vector a row, raised to the largest element of the row seen in each lane.
   float* top = nullptr;
   /// Factor on the product.
@@ -54,8 +58,8 @@ struct Epilogue {
 /// One register tile of Rows x (Vectors * kWidth).
 template <typename Unit, int Rows, int Vectors>
 DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const typename Unit::Element* b, int64_t ldb,
-                          float* c, int64_t ldc, int64_t depth, const float* row_scale, float* top, float by,
-                          bool more) {
+                          float* c, int64_t ldc, int64_t depth, const float* row_scale, const float* share,
+                          float* top, float by, bool more) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r)
@@ -81,6 +85,13 @@ DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const ty
       const Vec factor = set1(row_scale[r]);
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(factor, load(c + r * ldc + v * kWidth), sum[r][v]);
+    }
+  if (share != nullptr)
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+      const Vec factor = set1(share[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = mul(factor, sum[r][v]);
     }
   if (by != 1.0f)
 #pragma GCC unroll 12
@@ -128,10 +139,13 @@ DEPLOYML_INLINE void multiply_rows(const Operands<Unit>& of, int64_t r, const Ep
   float* c = of.c + r * of.ldc;
   const int64_t depth = smaller(of.depth, larger(of.reach + r + Rows - 1, 0));
   if (also.scale != nullptr) {
-    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr, 1.0f,
-                               false);
+    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr, nullptr, 1.0f,
+                              false);
+  } else if (also.share != nullptr) {
+    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr, also.share + r, nullptr, 1.0f,
+                              false);
   } else {
-    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr,
+    tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr, nullptr,
                               also.top != nullptr ? also.top + r * kWidth : nullptr, also.factor, also.more);
   }
 }
@@ -140,6 +154,7 @@ template <typename Unit, int Vectors>
 static __attribute__((noinline)) void multiply_panel(const Operands<Unit>& of, const Epilogue& also) {
   constexpr int kRows = tile_rows(Vectors);
   constexpr int kPart = kRows % 3 == 0 ? kRows / 3 : kRows / 2;  // the last rows take a tile of fewer
+  static_assert(kExactRows % kPart == 0);
   int64_t r = 0;
   for (; r + kRows <= of.rows; r += kRows) multiply_rows<Unit, kRows, Vectors>(of, r, also);
   const int64_t left = of.rows - r;
@@ -150,8 +165,9 @@ static __attribute__((noinline)) void multiply_panel(const Operands<Unit>& of, c
 
 /// C = factor * A * B over `vectors` vectors of columns, at most kPanelVectors, and what `also` says.
 ///
-/// `top`, `factor` and `more` are only looked at where `scale` is not given. A, C and what `also` points to must be readable,
-/// and writable where written, up to the next multiple of kRowGranule rows; what those rows hold does not matter.
+/// Of `scale`, `share` and the rest of `also`, the first that is given is looked at. A, C and what `also` points to must
+/// be readable, and writable where written, up to the next multiple of kExactRows rows; what those rows hold does not
+/// matter.
 template <typename Unit>
 static inline void multiply(const Operands<Unit>& of, int vectors, const Epilogue& also) {
   if (vectors == 1) return multiply_panel<Unit, 1>(of, also);

@@ -65,11 +65,11 @@ def measured(n: int, extra: dict, options: dict, rivals: list[paired.Rival], sec
     attributes = Attributes(num_heads=paired.HEADS, kv_heads=paired.HEADS, scale=paired.HEAD**-0.5, **options)
     inputs = {**base, **extra}
     model = one_node_model(signature, attributes, inputs)
-    runs = {"deployml::FlashAttention": paired.runner(paired.open_model(model, 1), inputs)}
+    runs = {"deployml::FlashAttention": paired.runner(paired.open_model(model), inputs)}
     for rival in rivals:
         given = {**base, **rival.extra}
         name = next(op for text, op in OPERATORS.items() if rival.name.startswith(text))
-        runs[name] = paired.runner(paired.open_model(paired.rival_model(rival, given), 1), given)
+        runs[name] = paired.runner(paired.open_model(paired.rival_model(rival, given)), given)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -91,13 +91,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="kinds whose name contains this")
     parser.add_argument("--seconds", type=float, default=0.6, help="a row, processor time")
+    parser.add_argument("--longest", type=int, default=max(LENGTHS), help="leave longer rows as they are")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the table to write")
     arguments = parser.parse_args()
-    found = json.loads(PAGE.read_text()) if PAGE.exists() else {"isa": {}}
+    onnxruntime.set_global_thread_pool_sizes(1, 1)
+    found = json.loads(arguments.page.read_text()) if arguments.page.exists() else {"isa": {}}
     isa = own_isa()
     rows = {(r["kind"], r["heads"], r["head_size"], r["length"]): r for r in found["isa"].get(isa, [])}
     for heads, size in SHAPES:
         paired.HEADS, paired.HEAD = heads, size
-        for n in LENGTHS:
+        for n in (n for n in LENGTHS if n <= arguments.longest):
             for kind, extra, options, rivals in kinds(n):
                 if arguments.only not in kind:
                     continue
@@ -114,7 +117,7 @@ def main() -> None:
         f'  "{name}": [\n' + ",\n".join(f"   {json.dumps(row)}" for row in of) + "\n  ]"
         for name, of in sorted(found["isa"].items())
     )
-    PAGE.write_text(text[:-2] + ',\n "isa": {\n' + body + "\n }\n}\n")
+    arguments.page.write_text(text[:-2] + ',\n "isa": {\n' + body + "\n }\n}\n")
 
 
 if __name__ == "__main__":

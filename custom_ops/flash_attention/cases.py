@@ -185,7 +185,18 @@ def cases() -> tuple[Case, ...]:
     """Every case of the matrix. Names are unique."""
     return tuple(
         _with_unique_names(
-            [*_sizes(), *_aligned(), *_masks(), *_extras(), *_caches(), *_tables(), *_weights(), *_packed(), *_halves()]
+            [
+                *_sizes(),
+                *_aligned(),
+                *_masks(),
+                *_whole(),
+                *_extras(),
+                *_caches(),
+                *_tables(),
+                *_weights(),
+                *_packed(),
+                *_halves(),
+            ]
         )
     )
 
@@ -265,6 +276,21 @@ def _masks() -> Iterator[Case]:
                         excluded=excluded,
                         **shape,
                     )
+
+
+def _whole() -> Iterator[Case]:
+    """Rows in fours and keys in whole vectors: what a kernel may read and write where it lies."""
+    for queries, keys, layout in ((8, 16, "bsnh"), (28, 48, "bnsh"), (52, 400, "bsnh")):
+        shape = {"queries": queries, "keys": keys, "layout": layout}
+        at = f"whole {queries}x{keys} {layout}"
+        yield Case(name=f"plain {at}", options={"scale": 0.3}, **shape)
+        yield Case(name=f"value 32 of 20 {at}", head_dim=20, value_dim=32, **shape)
+        yield Case(name=f"sink and weights {at}", sink=True, weights=True, heads=4, kv_heads=2, **shape)
+        yield Case(name=f"causal {at}", options={"causal": 1, "lower_right": 1}, **shape)
+        for axes in ("bk", "qk", "bhqk"):
+            yield Case(name=f"bias {axes} {at}", bias=axes, options={"scale": 0.3}, **shape)
+        for fill in (-np.inf, -50.0):
+            yield Case(name=f"bias {fill:g} sink {at}", bias="bqk", fill=float(fill), sink=True, **shape)
 
 
 def _extras() -> Iterator[Case]:
@@ -427,7 +453,8 @@ def random_case(seed: int, *, largest: int = 80) -> Case:
         options=options,
         seed=seed,
     )
-    return _as_packed(case) if pick(False, False, False, True) else case
+    case = _as_packed(case) if pick(False, False, False, True) else case
+    return _as_whole(case) if pick(False, False, True) else case
 
 
 def _as_packed(case: Case) -> Case:
@@ -435,3 +462,13 @@ def _as_packed(case: Case) -> Case:
     lengths = None if case.lengths is None else tuple(min(length, case.queries) for length in case.lengths)
     sizes = {"keys": case.queries, "value_dim": case.head_dim, "past": None, "cache": None, "weights": False}
     return replace(case, layout="packed", lengths=lengths, **sizes)
+
+
+def _as_whole(case: Case) -> Case:
+    """The nearest call with rows in fours and keys and values in whole vectors; past and cache have sizes of their own."""
+    if case.past is not None or case.cache is not None:
+        return case
+    queries, keys = -(-case.queries // 4) * 4, -(-case.keys // 16) * 16
+    if case.layout == "packed":
+        return replace(case, queries=max(queries, keys), keys=max(queries, keys))
+    return replace(case, queries=queries, keys=keys, value_dim=-(-case.value_dim // 16) * 16)

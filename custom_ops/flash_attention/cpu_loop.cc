@@ -140,9 +140,10 @@ class Task {
       products_.add_values_of_row(block, r, start, columns, scores_ + r * kTile, factor_[r]);
   }
 
-  /// Whether the scores of these columns are used as the product leaves them, in whole vectors.
+  /// Whether these columns need nothing besides the product and a bias that it can add: whole vectors, no row apart.
   bool untouched(const Block& block, int64_t start, const Range& columns) const {
-    if (shaped() || columns.begin % kWidth != 0 || columns.end % kWidth != 0) return false;
+    const bool biased = sizeof(T) == sizeof(float) && only_biased_ && block.rows % kExactRows == 0;
+    if ((shaped() && !biased) || columns.begin % kWidth != 0 || columns.end % kWidth != 0) return false;
     return visible(call_, work_.length, block.row).end >= start + columns.end &&
            visible(call_, work_.length, block.row + block.rows - 1).begin <= start + columns.begin;
   }

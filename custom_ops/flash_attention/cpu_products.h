@@ -59,17 +59,21 @@ class Products {
   }
 
   /// Scores become query . key for these columns, in whole vectors; `top`, where given, is raised to the largest of
-  /// each lane.
+  /// each lane, and then a bias of float32 is added to the scores first.
   void score(const Block& block, int64_t start, int64_t count, const Range& columns, float* scores, float* top) const {
+    const float* bias = nullptr;
+    if constexpr (sizeof(T) == sizeof(float))
+      if (top != nullptr && call_.bias.data != nullptr)
+        bias = row_of<T>(call_.bias, work_.task.batch, block.head, block.row) + start;
     const Element* queries = reinterpret_cast<const Element*>(block.query);
     Operands<Unit> of{queries, block.query_row, nullptr, 0, nullptr, kTile, 0, call_.head_dim / kSteps};
     Epilogue also{};
-    also.factor = block.factor;
+    also.factor = block.factor, also.bias_row = call_.bias.row;
     for (int64_t j = columns.begin / kPanel * kPanel; j < columns.end; j += kPanel) {
       const int64_t width = smaller(kPanel, round_up(count - j, kWidth));
       const int64_t first = larger(columns.begin / kWidth * kWidth, j);
       const int64_t last = smaller(round_up(columns.end, kWidth), j + width);
-      prefetch_bias(block, start, columns, j);
+      if (bias == nullptr) prefetch_bias(block, start, columns, j);
       of.b = packed_key_ + j * of.depth + (first - j), of.ldb = width;
       // Next to the diagonal each few rows end at a vector of their own; further off one product serves all.
       const int64_t share = causal_end(block.row, start) < last ? kDiagonalRows : block.rows;
@@ -77,6 +81,7 @@ class Products {
         of.rows = smaller(share, block.rows - r);
         of.a = queries + r * of.lda, of.c = scores + r * kTile + first;
         also.top = top == nullptr ? nullptr : top + r * kWidth;
+        also.bias = bias == nullptr ? nullptr : bias + r * call_.bias.row + first;
         const int64_t seen = smaller(last, round_up(causal_end(block.row + r + of.rows - 1, start), kWidth));
         if (seen > first) multiply(of, int((seen - first) / kWidth), also);
       }

@@ -51,6 +51,9 @@ struct Epilogue {
   float* top = nullptr;
   /// Factor on the product.
   float factor = 1.0f;
+  /// A matrix to add to the product, read from memory that is asked for while the product is computed.
+  const float* bias = nullptr;
+  int64_t bias_row = 0;
   /// C = C + A * B, the product summed apart: a long depth taken in pieces loses fewer digits than one long sum.
   bool more = false;
 };
@@ -59,7 +62,12 @@ struct Epilogue {
 template <typename Unit, int Rows, int Vectors>
 DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const typename Unit::Element* b, int64_t ldb,
                           float* c, int64_t ldc, int64_t depth, const float* row_scale, const float* share,
-                          float* top, float by, bool more) {
+                          float* top, float by, const float* bias, int64_t bias_row, bool more) {
+  if (bias != nullptr)
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(bias + r * bias_row + v * kWidth);
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r)
@@ -98,6 +106,11 @@ DEPLOYML_INLINE void tile(const typename Unit::Element* a, int64_t lda, const ty
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = mul(set1(by), sum[r][v]);
+  if (bias != nullptr)
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = add(load(bias + r * bias_row + v * kWidth), sum[r][v]);
   if (more)
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r)
@@ -140,13 +153,14 @@ DEPLOYML_INLINE void multiply_rows(const Operands<Unit>& of, int64_t r, const Ep
   const int64_t depth = smaller(of.depth, larger(of.reach + r + Rows - 1, 0));
   if (also.scale != nullptr) {
     tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, also.scale + r, nullptr, nullptr, 1.0f,
-                              false);
+                              nullptr, 0, false);
   } else if (also.share != nullptr) {
     tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr, also.share + r, nullptr, 1.0f,
-                              false);
+                              nullptr, 0, false);
   } else {
     tile<Unit, Rows, Vectors>(a, of.lda, of.b, of.ldb, c, of.ldc, depth, nullptr, nullptr,
-                              also.top != nullptr ? also.top + r * kWidth : nullptr, also.factor, also.more);
+                              also.top != nullptr ? also.top + r * kWidth : nullptr, also.factor,
+                              also.bias != nullptr ? also.bias + r * also.bias_row : nullptr, also.bias_row, also.more);
   }
 }
 

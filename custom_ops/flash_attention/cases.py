@@ -465,7 +465,7 @@ def _as_packed(case: Case) -> Case:
 
 
 def _as_whole(case: Case) -> Case:
-    """The nearest call with rows in fours and keys and values in whole vectors; past and cache have sizes of their own."""
+    """The nearest call with rows in fours, keys and values in whole vectors; past and cache have sizes of their own."""
     if case.past is not None or case.cache is not None:
         return case
     queries, keys = -(-case.queries // 4) * 4, -(-case.keys // 16) * 16

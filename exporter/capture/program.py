@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from ..loaded import Loaded
 from .assume import Decision, trace_assuming
 from .captured import Captured
+from .chance import refuse_chance
 from .complex_layout import open_complex_layout
 from .inputs import Examples, examples_of
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
@@ -42,7 +43,8 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
 
     Raises:
         InputError: the example inputs do not fit the model.
-        UnsupportedError: torch cannot trace the model, or a declared dynamic axis was lost.
+        UnsupportedError: torch cannot trace the model, its result is drawn at random, or a declared dynamic axis was
+            lost.
     """
     with quiet():
         if loaded.kind == "program":
@@ -62,6 +64,7 @@ def _capture_module(loaded: Loaded) -> Captured:
     examples = examples_of(loaded)
     outputs = Outputs()
     program, assumed = _trace_at_best_sizes(module, examples, outputs, loaded.name)
+    refuse_chance(program, examples, loaded.name)
     if len(outputs.names) != len(program.graph_signature.user_outputs):
         # torch calls no hooks on a graph that was converted from TorchScript: name what the module returns.
         outputs(module, (), quiet_run(loaded.module, examples))

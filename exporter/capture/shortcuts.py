@@ -118,6 +118,8 @@ class _LongWay(TorchFunctionMode):
     def _at(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A position may index a list of modules, so its number is known while tracing."""
         value = self._position[id(args[0])][1]
+        if func is torch.Tensor.__format__ and args[0].dim() == 0:  # the name of a module: f"expert_{i}"
+            return format(value, args[1])
         if func in _NUMBERS:
             return [value] if func is torch.Tensor.tolist and args[0].dim() else value
         result = func(*args, **kwargs)

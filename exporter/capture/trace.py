@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from .conversions import idle_conversions
 from .inputs import Examples
 from .outputs import Outputs
 from .quiet import quiet
@@ -50,7 +51,7 @@ def trace(
     oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     handle = module.register_forward_hook(outputs or Outputs())
     try:
-        with slow_paths(), oblivious, torch.no_grad(), recurrences_whole(module):
+        with slow_paths(), oblivious, torch.no_grad(), recurrences_whole(module), idle_conversions():
             return torch.export.export(
                 module,
                 args,

@@ -9,6 +9,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 
+from .pieces import slice_pieces
+
 __all__ = ["finish_splits", "split_table"]
 
 _SEQUENCES: Final = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceEmpty"})
@@ -46,12 +48,12 @@ def finish_splits(model: ir.Model) -> None:
     """Put right what the recorder could not say, in place.
 
     ``Split`` was given ``num_outputs`` beside the sizes only to be told how many outputs it has, and ONNX allows
-    one of the two; results that are sequences were typed as tensors.
+    one of the two; results that are sequences were typed as tensors, or need not be sequences.
     """
-    for node in model.graph.all_nodes():
+    for node in list(model.graph.all_nodes()):
         if node.op_type == "Split" and len(node.inputs) > 1 and node.inputs[1] is not None:
             node.attributes.pop("num_outputs", None)
-        elif node.op_type in _SEQUENCES and node.domain == "":
+        elif node.op_type in _SEQUENCES and node.domain == "" and not slice_pieces(node):
             _type_as_sequence(node.outputs[0], node)
 
 

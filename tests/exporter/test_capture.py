@@ -14,6 +14,7 @@ import torch
 from deployml.exporter.capture import capture, check_dynamic
 from deployml.exporter.capture.inputs import examples_of
 from deployml.exporter.capture.replay import Replay
+from deployml.exporter.capture.trace import trace
 from deployml.exporter.loaded import Loaded
 from deployml.runtime.errors import InputError, UnsupportedError
 
@@ -155,6 +156,66 @@ def test_sizes_turned_into_python_numbers_stay_dynamic() -> None:
     captured = capture(loaded)
     assert captured.dynamic_axes == {"x": {0: "batch", 1: "sequence"}}
     assert check_dynamic(loaded, captured) == ()
+
+
+class Converting(torch.nn.Module):
+    """Brings a part to the device, or another type, in the middle of its forward."""
+
+    def __init__(self, wider: bool) -> None:
+        super().__init__()
+        self.part, self.wider = torch.nn.Linear(4, 4), wider
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = self.part.to(x.device).float()
+        return part.double()(x.double()) if self.wider else part(x)
+
+
+def test_a_conversion_that_converts_nothing_is_traced_past() -> None:
+    before = torch.nn.Module._apply
+    loaded = Loaded(Converting(wider=False).eval(), "module", "m", (torch.randn(3, 5, 4),), {}, AXES)
+    program = trace(loaded.module, examples_of(loaded))
+    assert [n for n in program.graph.nodes if n.target is torch.ops.aten.linear.default]
+    assert torch.nn.Module._apply is before
+
+
+def test_a_conversion_that_converts_is_refused_with_its_line() -> None:
+    loaded = Loaded(Converting(wider=True).eval(), "module", "m", (torch.randn(3, 5, 4),), {}, AXES)
+    with pytest.raises(UnsupportedError, match=r"part\.double"):
+        capture(loaded)
+
+
+class Drawing(torch.nn.Module):
+    """Noise of some scale on the input, and a dropout that may not be told that training is over."""
+
+    def __init__(self, scale: float, forgotten: bool = False) -> None:
+        super().__init__()
+        self.scale, self.forgotten = scale, forgotten
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.dropout(x, 0.5, training=self.forgotten or self.training)
+        return x + self.scale * torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "hint"),
+    [
+        (Drawing(0.5), "torch.randn_like", "as an input"),
+        (Drawing(0.0, forgotten=True), "functional.dropout", "training=self.training"),
+    ],
+)
+def test_a_result_that_is_drawn_at_random_is_refused_with_its_line(
+    module: torch.nn.Module, code: str, hint: str
+) -> None:
+    with pytest.raises(UnsupportedError, match="draws random numbers") as caught:
+        capture(_load(module, torch.randn(3, 5, 4)))
+    assert code in str(caught.value) and hint in str(caught.value)
+    assert "test_capture.py" in str(caught.value)
+
+
+def test_draws_that_change_nothing_are_no_reason_to_refuse() -> None:
+    state = torch.random.get_rng_state()
+    assert capture(_load(Drawing(0.0), torch.randn(3, 5, 4, generator=torch.Generator()))).output_names
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 class Branch(torch.nn.Module):

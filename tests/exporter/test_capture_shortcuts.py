@@ -62,6 +62,21 @@ class VisitingHits(Experts):
             result.index_add_(0, token, self.experts[number](tokens[token]) * weights[token, rank, None])
 
 
+class NamingHits(Experts):
+    """Experts kept by name, their router brought to the type of its input on every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named = nn.ModuleDict({f"expert_{i}": expert for i, expert in enumerate(self.experts)})
+
+    def visit(self, tokens: Tensor, weights: Tensor, mask: Tensor, result: Tensor) -> None:
+        self.gate = self.gate.to(tokens.dtype)
+        for number in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+            rank, token = torch.where(mask[number].squeeze(0))
+            named = self.named[f"expert_{number[0]}"]
+            result.index_add_(0, token, named(tokens[token]) * weights[token, rank, None])
+
+
 class CountingHits(Experts):
     """Visiting an expert that no token chose changes the result."""
 
@@ -74,7 +89,7 @@ def _loaded(module: nn.Module) -> Loaded:
     return Loaded(module.eval(), "module", "experts", (torch.randn(2, 5, 8),), {}, {"x": {0: "batch", 1: "length"}})
 
 
-@pytest.mark.parametrize("module", [Skipping(), Asking(), VisitingHits()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("module", [Skipping(), Asking(), VisitingHits(), NamingHits()], ids=lambda m: type(m).__name__)
 def test_a_shortcut_is_left_out_and_said(module: Experts) -> None:
     captured = capture(_loaded(module))
     assert [note for note in captured.notes if "leaves the shortcuts out" in note]

@@ -20,6 +20,7 @@ from deployml.exporter.source_map import SourceMap, relative_source
 from deployml.exporter.translate import Translated, translate
 from deployml.passes.canonical import expand_all
 from deployml.passes.canonical_experts import is_grouped, read
+from deployml.passes.cleanup.fold import fold
 from deployml.runtime.errors import UnsupportedError
 
 AXES = {"x": {0: "batch", 1: "sequence"}}
@@ -113,6 +114,25 @@ def test_splits_need_no_sequences() -> None:
     x = torch.randn(2, 7, 9)
     for found, expected in zip(_run(translated, x), Splits()(x), strict=True):
         np.testing.assert_array_equal(found, expected.numpy())
+
+
+class Chunks(torch.nn.Module):
+    """Halves of a dynamic axis: the size of a piece is computed."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second = torch.cat([x, 2 * x], dim=1).chunk(2, dim=1)
+        last = torch.cat([x, x, x.flip(0)], dim=1).split(x.shape[1], dim=1)[2]
+        return first + 1, second, last
+
+
+def test_pieces_of_a_computed_size_need_no_sequences() -> None:
+    translated = _translated(Chunks(), torch.randn(3, 5, 4))
+    assert not [node for node in translated.model.graph if "Sequence" in node.op_type]
+    fold(translated.model)
+    for sizes in ((2, 7), (4, 1)):
+        x = torch.randn(*sizes, 4)
+        for found, expected in zip(_run(translated, x), Chunks()(x), strict=True):
+            np.testing.assert_array_equal(found, expected.numpy())
 
 
 class Grouped(torch.nn.Module):

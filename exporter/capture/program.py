@@ -12,6 +12,7 @@ from .assume import Decision, trace_assuming
 from .captured import Captured
 from .chance import refuse_chance
 from .complex_layout import open_complex_layout
+from .flex import open_flex_attention
 from .inputs import Examples, examples_of
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .outputs import Outputs
@@ -51,6 +52,7 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
             captured = capture_saved(loaded)
         else:
             captured = _capture_module(loaded)
+        open_flex_attention(captured.program)
         drop_empty_concatenations(captured.program)
         count_trims_from_the_front(captured.program)
         cast_integers_after_numbers(captured.program)

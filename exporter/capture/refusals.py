@@ -41,8 +41,9 @@ _KNOWN: Final = (
     ),
     (
         r"flex_attention",
-        "calls flex_attention, which has no ONNX form",
-        "Load the model with attn_implementation='sdpa', or call scaled_dot_product_attention.",
+        "calls flex_attention with functions that torch.export cannot follow",
+        "Write score_mod and mask_mod with torch operators on their arguments and on tensors of the module, or call "
+        "scaled_dot_product_attention.",
     ),
     (
         r"UnsupportedOperatorException|UnsupportedFakeTensorException|no fake impl|no meta|Meta.*kernel",

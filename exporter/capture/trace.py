@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from .conversions import idle_conversions
 from .inputs import Examples
+from .long_products import long_products
 from .outputs import Outputs
 from .quiet import quiet
 from .recurrences import recurrences_whole
@@ -51,7 +52,7 @@ def trace(
     oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     handle = module.register_forward_hook(outputs or Outputs())
     try:
-        with slow_paths(), oblivious, torch.no_grad(), recurrences_whole(module), idle_conversions():
+        with slow_paths(), oblivious, torch.no_grad(), recurrences_whole(module), idle_conversions(), long_products():
             return torch.export.export(
                 module,
                 args,

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ..graph import attribute, dims, op_name, producer, scalar
 from ..rule import Declined
+from .empty_rows import asks_for_empty_rows
 from .scores import View, filling
 
 __all__ = ["Downward", "attends", "comes_from_softmax", "read_elsewhere", "walk_down"]
@@ -114,8 +115,13 @@ def _dropped(node: ir.Node) -> str:
 
 
 def _guards(where: ir.Node, value: ir.Value) -> bool:
+    if where.inputs[2] is not value or filling(where.inputs[1]) != 0:
+        return False
     test = producer(where.inputs[0], "IsNaN")
-    return test is not None and test.inputs[0] is value and where.inputs[2] is value and filling(where.inputs[1]) == 0
+    if test is not None:
+        return test.inputs[0] is value
+    softmax = producer(value, "Softmax")
+    return softmax is not None and asks_for_empty_rows(where.inputs[0], softmax.inputs[0])
 
 
 def _is_weight(value: ir.Value | None) -> bool:

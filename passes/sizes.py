@@ -8,7 +8,7 @@ from typing import Final
 import onnx_ir as ir
 
 from . import canonical
-from .graph import attribute
+from .letters import letters_of
 from .symbols import free_names, size_of
 
 __all__ = ["apply_ties", "tied"]
@@ -141,7 +141,7 @@ def _of_attention(node: ir.Node) -> Iterator[list[Dim]]:
 
 def _of_letters(node: ir.Node) -> Iterator[list[Dim]]:
     """Axes of an Einsum that carry one letter have one size, whatever they are called."""
-    terms = str(attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
+    terms = (letters_of(node) or [""])[:-1]
     columns: dict[str, list[Dim]] = {}
     for term, value in zip(terms, node.inputs, strict=False):
         shape = list(value.shape or ()) if value is not None else []

@@ -14,6 +14,7 @@ from typing import Final
 import onnx_ir as ir
 
 from ..graph import attribute, dims, op_name, producer
+from ..letters import letters_of
 
 __all__ = ["Between", "between", "softmaxes", "written_logits"]
 
@@ -226,9 +227,7 @@ def _operand_of(node: ir.Node, axis: int) -> int | None:
 
 def _letters(node: ir.Node) -> list[str]:
     """The letters of the operands of an Einsum, then those of its result."""
-    equation = str(attribute(node, "equation", "")).replace(" ", "")
-    operands, _, result = equation.partition("->")
-    return [*operands.split(","), result]
+    return letters_of(node) or [""] * (len(node.inputs) + 1)
 
 
 def _weighs(node: ir.Node, weights: ir.Value) -> bool:
@@ -246,7 +245,7 @@ def _sums_over(node: ir.Node, weights: ir.Value, axis: int) -> bool | None:
     if op_name(node) != "Einsum":
         return None
     term, result = _term(node, weights), _letters(node)[-1]
-    return term[-axis] not in result if axis <= len(term) and "." not in term else None
+    return term[-axis] not in result if axis <= len(term) else None
 
 
 def _mixes(node: ir.Node, value: ir.Value, axis: int, upwards: bool) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..graph import Builder, attribute, dims, op_name
+from ..letters import letters_of
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 
 __all__ = ["EinsumProduct"]
@@ -35,8 +37,9 @@ class EinsumProduct(Rule):
     ## What it finds
     Einsum of two operands with one summed letter, one free letter on one side and one or more on the other, and
     every other letter in both operands and in the result. Any letters, any order: ``bqhd,bkhd->bhqk``,
-    ``nbhd,mbhd->bhnm``, ``bhij,bjhd->bihd``. Heads that share their keys (``bhid,bjd->bhij``) or share them in
-    groups (``bqgrd,bkgd->bgrqk``) give the right operand axes of 1.
+    ``nbhd,mbhd->bhnm``, ``bhij,bjhd->bihd``, an ellipsis for what leads (``...qhd,...khd->...hqk``). Heads that
+    share their keys (``bhid,bjd->bhij``) or share them in groups (``bqgrd,bkgd->bgrqk``) give the right operand
+    axes of 1.
 
     ## Why
     Attention written with einsum becomes transposes and MatMul, the form the recognition reads.
@@ -45,8 +48,9 @@ class EinsumProduct(Rule):
     ``Einsum(a, b)`` -> ``Transpose(MatMul(Transpose(a), Transpose(b)))``.
 
     ## When it declines
-    ``einsum-shape``: three or more operands, a repeated letter, an ellipsis, several free letters on both sides,
-    several summed ones, or a constant beside several free ones (a projection); such an Einsum stays as it is.
+    ``einsum-shape``: three or more operands, a repeated letter, an ellipsis over an unknown rank, several free
+    letters on both sides, several summed ones, or a constant beside several free ones (a projection); such an
+    Einsum stays as it is.
 
     ## Numerics
     ROUNDING.
@@ -62,11 +66,11 @@ class EinsumProduct(Rule):
     emits = ("MatMul",)
 
     def examine(self, node: ir.Node, context: Context) -> Facts:
-        equation = str(attribute(node, "equation", "")).replace(" ", "")
-        if len(node.inputs) != 2 or "->" not in equation or "." in equation:
+        equation = str(attribute(node, "equation", ""))
+        letters = letters_of(node)
+        if len(node.inputs) != 2 or letters is None:
             raise Declined("einsum-shape", f"'{equation}' is no product of two operands", at=node)
-        operands, result = equation.split("->")
-        left, right = operands.split(",")
+        left, right, result = letters
         first, second = node.inputs
         assert first is not None and second is not None
         if any(len(set(term)) != len(term) for term in (left, right, result)):
@@ -109,7 +113,7 @@ class EinsumProduct(Rule):
         right = _with_ones(g, right, facts.ones)
         shape = None
         if left.shape is not None and right.shape is not None:
-            shape = [*list(left.shape)[:-1], list(right.shape)[-1]]
+            shape = [*map(_wider, list(left.shape)[:-2], list(right.shape)[:-2]), left.shape[-2], right.shape[-1]]
         product = g.op("MatMul", left, right, dtype=old.dtype, shape=shape)
         return Replacement(old=[old], new=[_moved(g, product, facts.result_perm)])
 
@@ -157,6 +161,10 @@ def _with_ones(g: Builder, value: ir.Value, axes: tuple[int, ...]) -> ir.Value:
     return g.op("Unsqueeze", value, g.const(np.array(axes, np.int64)), dtype=value.dtype, shape=shape)
 
 
+def _wider(left: Any, right: Any) -> Any:
+    return right if left == 1 else left
+
+
 def _moved(g: Builder, value: ir.Value, perm: tuple[int, ...]) -> ir.Value:
     if perm == tuple(range(len(perm))):
         return value
@@ -196,6 +204,15 @@ EinsumProduct.examples = (
         text=_text("bqhd,bkhd->hbqk", "float[B,S,4,16] a, float[B,T,4,16] b", "4,B,S,T"),
         fires=1,
         emits={"MatMul": 1, "Transpose": 3},
+    ),
+    Example(
+        text=_text("...qhd,...khd->...hqk", "float[B,W,S,4,16] a, float[B,W,T,4,16] b", "B,W,4,S,T"),
+        fires=1,
+        emits={"MatMul": 1, "Transpose": 2},
+    ),
+    Example(
+        text=_text("bhqd,bhkd", "float[B,4,S,16] a, float[B,4,T,16] b", "B,4,S,T"),
+        because="einsum-shape",
     ),
     Example(
         text=_text("bsd,dnh->bsnh", "float[B,S,64] a, float[64,4,16] b", "B,S,4,16"),

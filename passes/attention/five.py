@@ -21,10 +21,12 @@ class Five:
     Attributes:
         at: The first of the two: 0 joins windows to the batch, 1 joins the groups of heads.
         sizes: The two axes of the query, numbers where they are known.
+        query: The query, whose leading axes are those of the scores and of the result.
     """
 
     at: int
     sizes: tuple[Any, Any]
+    query: ir.Value
 
     @staticmethod
     def of(query: ir.Value, key: ir.Value | None, value: ir.Value) -> Five:
@@ -40,9 +42,9 @@ class Five:
         assert query.shape is not None
         grouped = keys[2] == values[2] == 1 != heads[2] and heads[:2] == keys[:2] == values[:2]
         if grouped and isinstance(heads[1], int) and isinstance(heads[2], int):
-            return Five(1, (heads[1], heads[2]))
+            return Five(1, (heads[1], heads[2]), query)
         if heads == keys == values and isinstance(heads[2], int):
-            return Five(0, (query.shape[0], query.shape[1]))
+            return Five(0, (query.shape[0], query.shape[1]), query)
         raise Declined("score-layout", f"leading axes {heads}, {keys} and {values} of a product do not pair", at=query)
 
     def lift(self, g: Builder, value: ir.Value) -> ir.Value:
@@ -54,7 +56,7 @@ class Five:
             return self._squeeze(g, value, 2)
         return self._joined(g, value)
 
-    def mask(self, g: Builder, value: ir.Value, scores: ir.Value) -> ir.Value:
+    def mask(self, g: Builder, value: ir.Value) -> ir.Value:
         """A mask or bias beside (., ., ., S, T) scores, as one beside (B, N, S, T)."""
         shape = value.shape
         if shape is None:
@@ -68,7 +70,7 @@ class Five:
         assert shape is not None
         if shape[self.at] == 1 and shape[self.at + 1] == 1:
             return self._squeeze(g, value, self.at)
-        pair = g.op("Shape", scores, start=self.at, end=self.at + 2, dtype=ir.DataType.INT64, shape=[2])
+        pair = g.op("Shape", self.query, start=self.at, end=self.at + 2, dtype=ir.DataType.INT64, shape=[2])
         ones = [g.const(np.ones(n, np.int64)) if n else None for n in (self.at, 3 - self.at)]
         target = g.op(
             "Concat", *[v for v in (ones[0], pair, ones[1]) if v is not None], axis=0, dtype=ir.DataType.INT64
@@ -87,7 +89,10 @@ class Five:
             return g.const(np.array([0, *(d if isinstance(d, int) else -1 for d in shape[1:])], np.int64))
         if len([d for d in shape if not isinstance(d, int)]) <= 1:
             return g.const(np.array([d if isinstance(d, int) else -1 for d in shape], np.int64))
-        return g.op("Shape", like, dtype=ir.DataType.INT64, shape=[5])
+        # The shape of what is replaced would be that of the result itself.
+        lead = g.op("Shape", self.query, start=0, end=2 + self.at, dtype=ir.DataType.INT64, shape=[2 + self.at])
+        tail = g.op("Shape", value, start=1 + self.at, dtype=ir.DataType.INT64, shape=[3 - self.at])
+        return g.op("Concat", lead, tail, axis=0, dtype=ir.DataType.INT64, shape=[5])
 
     def _joined(self, g: Builder, value: ir.Value) -> ir.Value:
         shape = list(value.shape or ())

@@ -212,7 +212,7 @@ class Frame:
                 return value
             value = self._viewed(value, views)
         if self.five is not None:
-            return self.five.mask(self.g, value, self.product.node.outputs[0])
+            return self.five.mask(self.g, value)
         return self._lifted_mask(value) if self.rank == 3 else value
 
     def _unsplit(self, value: ir.Value, views: list[View]) -> ir.Value:

@@ -68,6 +68,24 @@ class _Masked(_Two):
         return x
 
 
+def _local_blocks(layer: _Layer, x: Tensor, mask: Tensor) -> Tensor:
+    """Blocks of four tokens that see themselves and their neighbours, an ellipsis over batch and blocks (LongT5)."""
+    length = x.shape[1]
+    padded = F.pad(x, (0, 0, 0, -length % 4))
+    count = padded.shape[1] // 4
+
+    def around(tokens: Tensor) -> Tensor:
+        wide = F.pad(tokens, (0, 0) * (tokens.dim() - 2) + (1, 1))
+        return torch.cat([wide[:, i : i + count] for i in range(3)], 2)
+
+    q, k, v = (f(padded).view(x.shape[0], count, 4, _HEADS, _SIZE) for f in (layer.q, layer.k, layer.v))
+    keep = around(F.pad(mask, (0, -length % 4)).view(x.shape[0], count, 4)).bool()[:, :, None, None]
+    scores = torch.einsum("...qhd,...khd->...hqk", q, around(k)) * 0.25
+    weights = torch.where(keep, scores, -1e10).softmax(-1)
+    joined = torch.einsum("...hqk,...khd->...qhd", weights, around(v)).reshape(*padded.shape)
+    return layer.o(joined[:, :length])
+
+
 def _learned_query(layer: _Layer, x: Tensor) -> Tensor:
     """Pooling by one query that is a parameter, broadcast over the batch."""
     _, k, v = layer.heads(x)
@@ -219,6 +237,7 @@ _FORMS: Mapping[str, tuple[type[_Two], Attend, dict[str, Any]]] = {
     "memory": (_Masked, _memory, {}),
     "split_positions": (_One, _split_positions, {}),
     "windows_apart": (_One, _windows_apart, {}),
+    "local_blocks": (_Masked, _local_blocks, {}),
     "shared_keys": (_One, _shared_keys, {"grouped": True}),
     "group_letters": (_One, _group_letters, {"grouped": True}),
     "weights_on_the_right": (_One, _weights_on_the_right, {}),

@@ -81,6 +81,7 @@ class Frame:
         self.scale = product.scale
         query = product.node.inputs[0]
         assert query is not None
+        self.like = query
         self.rank = len(dims(query) or ())
         if self.rank not in (2, 3, 4, 5):
             raise Declined("score-layout", f"the score product has rank {self.rank or 'unknown'}", at=query)
@@ -102,14 +103,38 @@ class Frame:
             shape = list(right.shape) if right.shape is not None else [None] * self.rank
             perm = [*range(self.rank - 2), self.rank - 1, self.rank - 2]
             key = g.op("Transpose", right, perm=perm, shape=[*shape[:-2], shape[-1], shape[-2]])
+        query, key = self._unwidened(query, key)
+        self.like = query
         for factor in self.product.factors:
             query = g.op(factor.op, query, factor.value, shape=query.shape)
-        lifted = [self.lift(v) for v in (query, key, self.value)]
+        lifted = [self.lift(v) for v in (query, key, self._as_wide_as(query))]
         return (
             self._one_batch(lifted[0], lifted),
             self._one_batch(lifted[1], lifted),
             self._one_batch(lifted[2], lifted),
         )
+
+    def _unwidened(self, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """float16 query and key before a cast for their product alone: operators add up in float32 anyway.
+
+        Where a wide bias, factor or sink joins the scores they stay wide, and the value is widened; bfloat16 too, whose
+        narrow form the proof, which runs it in float32, does not find equal.
+        """
+        product, half = self.product, self.value.dtype == ir.DataType.FLOAT16
+        joined = product.factors or isinstance(product.sink, ir.Value) or any(t.kind == "bias" for t in product.terms)
+        if not half or joined:
+            return query, key
+        before = [None if cast is None else cast.inputs[0] for cast in (producer(v, "Cast") for v in (query, key))]
+        if any(source is None or source.dtype != self.value.dtype for source in before):
+            return query, key
+        return before[0], before[1]  # type: ignore[return-value]
+
+    def _as_wide_as(self, query: ir.Value) -> ir.Value:
+        """The value operand in the type of the scores, where query and key were widened for their product alone."""
+        value = self.value
+        if value.dtype == query.dtype or None in (value.dtype, query.dtype):
+            return value
+        return self.g.op("Cast", value, to=query.dtype, dtype=query.dtype, shape=value.shape)
 
     def _one_batch(self, value: ir.Value, all_three: list[ir.Value]) -> ir.Value:
         """An operand that is the same for the whole batch (a learned query, say), repeated for each row of it."""
@@ -183,8 +208,7 @@ class Frame:
 
     def _as_bias(self, term: Term) -> ir.Value:
         g = self.g
-        query = self.product.node.inputs[0]
-        assert query is not None
+        query = self.like
         if term.kind == "bias":
             value = term.value
             if value.dtype is not None and query.dtype is not None and value.dtype != query.dtype:
@@ -293,8 +317,10 @@ class Frame:
         return [*list(query.shape)[:3], value.shape[3]]
 
     def back(self, value: ir.Value, like: ir.Value) -> ir.Value:
-        """Give a (B, N, S, X) result the shape of what it replaces."""
+        """Give a (B, N, S, X) result the shape and the type of what it replaces."""
         shape = dims(like)
+        if None not in (value.dtype, like.dtype) and value.dtype != like.dtype:
+            value = self.g.op("Cast", value, to=like.dtype, dtype=like.dtype, shape=value.shape)
         if shape is None or len(shape) == 4:
             return value
         if self.five is not None:

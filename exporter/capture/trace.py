@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from .causal_bias import causal_bias_as_mask
 from .conversions import idle_conversions
 from .inputs import Examples
 from .long_products import long_products
@@ -52,7 +53,15 @@ def trace(
     oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     handle = module.register_forward_hook(outputs or Outputs())
     try:
-        with slow_paths(), oblivious, torch.no_grad(), recurrences_whole(module), idle_conversions(), long_products():
+        with (
+            slow_paths(),
+            oblivious,
+            torch.no_grad(),
+            recurrences_whole(module),
+            idle_conversions(),
+            long_products(),
+            causal_bias_as_mask(),
+        ):
             return torch.export.export(
                 module,
                 args,

@@ -61,9 +61,9 @@ def translate_attention(
     rank = len(query.shape)
     size = query.shape[-1]
     if isinstance(scale, ir.Value):
-        query, factor = op.Mul(query, op.CastLike(scale, query)), 1.0
+        query, factor = _shaped(op.Mul(query, op.CastLike(scale, query)), query, query.shape), 1.0
     elif scale is None and not isinstance(size, int):
-        query, factor = _scaled_by_head_size(query), 1.0
+        query, factor = _shaped(_scaled_by_head_size(query), query, query.shape), 1.0
     else:
         factor = float(scale) if scale is not None else 1.0 / math.sqrt(size)
     mask, bias = _mask_or_bias(attn_mask, query)

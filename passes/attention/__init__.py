@@ -23,6 +23,7 @@ from .standard import Standard
 from .standard_site import StandardSite
 from .value_first import ValueFirst
 from .weight_factors import WeightFactor
+from .windows import WindowsAsBatch
 from .written_softmax import WrittenSoftmax
 
 __all__ = [
@@ -52,6 +53,7 @@ RECOGNISE: tuple[Rule, ...] = (
     PackedSite(),
     RepeatedHeads(),
     EarlyRepeat(),
+    WindowsAsBatch(),
 )
 
 #: Rules that lower it.

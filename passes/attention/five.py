@@ -43,7 +43,7 @@ class Five:
         grouped = keys[2] == values[2] == 1 != heads[2] and heads[:2] == keys[:2] == values[:2]
         if grouped and isinstance(heads[1], int) and isinstance(heads[2], int):
             return Five(1, (heads[1], heads[2]), query)
-        if heads == keys == values and isinstance(heads[2], int):
+        if heads == keys == values and None not in heads:
             return Five(0, (query.shape[0], query.shape[1]), query)
         raise Declined("score-layout", f"leading axes {heads}, {keys} and {values} of a product do not pair", at=query)
 

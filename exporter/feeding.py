@@ -106,19 +106,22 @@ def _role(name: str, dtype: str, example: np.ndarray | None) -> Role:
 
 
 def _table_rows(value: ir.Value) -> int | None:
-    """The smallest table that an integer input indexes: its embedding. None when no Gather is reached."""
+    """The smallest table that an integer input indexes: its embedding. None when no Gather is reached.
+
+    What is added on the way (the first row of each field's part of one table) is taken off.
+    """
     if value.dtype is None or not value.dtype.is_integer():
         return None
     rows: list[int] = []
     seen: set[ir.Value] = set()
-    ahead = [value]
+    ahead = [(value, 0)]
     for _ in range(_MAX_STEPS):
-        ahead = [out for v in ahead for out in _onward(v, rows) if out not in seen]
-        seen.update(ahead)
+        ahead = [found for v, added in ahead for found in _onward(v, added, rows) if found[0] not in seen]
+        seen.update(v for v, _ in ahead)
     return min(rows, default=None)
 
 
-def _onward(value: ir.Value, rows: list[int]) -> Iterable[ir.Value]:
+def _onward(value: ir.Value, added: int, rows: list[int]) -> Iterable[tuple[ir.Value, int]]:
     for use in value.uses():
         node = use.node
         if op_name(node) == "Gather" and use.idx == 1:
@@ -126,7 +129,12 @@ def _onward(value: ir.Value, rows: list[int]) -> Iterable[ir.Value]:
             axis = node.attributes.get_int("axis", 0)
             size = table[axis] if table else None
             is_weight = node.inputs[0] is not None and node.inputs[0].is_initializer()
-            if isinstance(size, int) and is_weight:
-                rows.append(size)
-        elif op_name(node) in _PASS_ON and use.idx == 0:
-            yield node.outputs[0]
+            if isinstance(size, int) and is_weight and size > added:
+                rows.append(size - added)
+        elif op_name(node) in (*_PASS_ON, "Gather") and use.idx == 0:
+            yield node.outputs[0], added
+        elif op_name(node) == "Add" and len(node.inputs) == 2:
+            other = node.inputs[1 - use.idx]
+            offsets = None if other is None else ir.convenience.get_const_tensor(other)
+            if offsets is not None and offsets.size and offsets.dtype.is_integer():
+                yield node.outputs[0], added + max(0, int(offsets.numpy().max()))

@@ -19,7 +19,14 @@ from .shapes import evaluate, symbols_of
 __all__ = ["MASKS", "Case", "InputSpec", "MaskKind", "Role", "draw", "grid", "role_of"]
 
 Role = Literal[
-    "token-ids", "token-type-ids", "position-ids", "attention-mask", "key-padding-mask", "additive-mask", "values"
+    "token-ids",
+    "token-type-ids",
+    "position-ids",
+    "boxes",
+    "attention-mask",
+    "key-padding-mask",
+    "additive-mask",
+    "values",
 ]
 MaskKind = Literal["full", "right", "left", "holes", "mixed", "one-token", "dead-row"]
 
@@ -28,7 +35,7 @@ MASKS: Final[tuple[MaskKind, ...]] = ("full", "right", "left", "holes", "mixed",
 #: (batch, length) of the cases; a traced or forbidden size is replaced by the next prime.
 _SIZES: Final = ((2, 8), (1, 1), (1, 5), (3, 7), (2, 13), (5, 3))
 _PRIMES: Final = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
-_DEFAULT_BOUND: Final[dict[str, int]] = {"token-ids": 10, "token-type-ids": 2, "values": 2}
+_DEFAULT_BOUND: Final[dict[str, int]] = {"token-ids": 10, "token-type-ids": 2, "boxes": 2, "values": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +47,8 @@ class InputSpec:
         dtype: numpy's name of its element type ("float32", "int64", "bool", "bfloat16").
         shape: Sizes; a str is symbolic and may be an expression of other symbols ("past + sequence", "4*n").
         role: What the values mean. "attention-mask" has 1 (or True) at real positions, "key-padding-mask" True at
-            padded ones, "additive-mask" 0 at real positions and the dtype's lowest number at padded ones.
+            padded ones, "additive-mask" 0 at real positions and the dtype's lowest number at padded ones. "boxes" are
+            corners (left, top, right, bottom), none of them negative in width or height.
         bound: Integers stay below it (size of the vocabulary, of the position table). None: a small default.
         scale: Standard deviation of float values.
     """
@@ -83,6 +91,8 @@ def role_of(name: str, dtype: str) -> Role:
         return "key-padding-mask"
     if "mask" in low and "pos" not in low:
         return "attention-mask"
+    if "bbox" in low:
+        return "boxes"
     if "position" in low and integer:
         return "position-ids"
     if ("token_type" in low or "segment" in low) and integer:
@@ -173,7 +183,10 @@ def _values(
         return rng.random(shape) < 0.5
     if dtype.kind in "iu":
         high = spec.bound if spec.bound is not None else _DEFAULT_BOUND[spec.role]
-        return rng.integers(0, max(1, high), shape).astype(dtype)
+        drawn = rng.integers(0, max(1, high), shape).astype(dtype)
+        return np.sort(drawn, -1) if spec.role == "boxes" else drawn
+    if spec.role == "boxes":
+        return np.sort(rng.random(shape), -1).astype(dtype)
     return (rng.standard_normal(shape) * spec.scale).astype(dtype)
 
 

@@ -100,6 +100,9 @@ def _text(module: Any, parameters: dict[str, Any], several: list[str]) -> list[I
     specs = [InputSpec("input_ids", "int64", (batch, "seq"))]
     if "attention_mask" in parameters:
         specs.append(InputSpec("attention_mask", "int64", (batch, "seq")))
+    if "bbox" in parameters:  # places in a table, or shares of the page
+        listed = field_of(module, "max_2d_position_embeddings", ("text_config", "encoder")) is not None
+        specs.append(InputSpec("bbox", "int64" if listed else _float(module), (batch, "seq", 4)))
     return specs
 
 
@@ -128,7 +131,11 @@ def _features(module: Any, parameters: dict[str, Any], several: list[str]) -> li
         return [InputSpec("input_features", _float(module), ("batch", "frames", per_channel * channels))]
     if isinstance(mels, int) and isinstance(positions, int):
         return [InputSpec("input_features", _float(module), ("batch", mels, 2 * positions))]
-    width = field_of(module, "feature_projection_input_dim", _AUDIO) or field_of(module, "input_dim", _AUDIO)
+    width = (
+        field_of(module, "feature_projection_input_dim", _AUDIO)
+        or field_of(module, "input_dim", _AUDIO)
+        or mels  # a convolution in front, and no table of positions
+    )
     if isinstance(width, int):
         return [InputSpec("input_features", _float(module), ("batch", "frames", width))]
     return None

@@ -23,6 +23,7 @@ class Vocabulary:
         tokens: Number of token ids.
         types: Number of token types (segments).
         indices: A bound that every embedding table of the model honours.
+        places: Number of places in the tables of coordinates on a page.
         pad: Id that fills padded positions.
         eos: Id that ends a row, or None.
         start: First id of a decoder's row, or None.
@@ -32,6 +33,7 @@ class Vocabulary:
     tokens: int = 100
     types: int = 2
     indices: int = 2
+    places: int = 2
     pad: int = 0
     eos: int | None = None
     start: int | None = None
@@ -67,6 +69,8 @@ def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def _role(spec: InputSpec) -> str:
     """What an input means, by its name and dtype."""
     name, words = spec.name.lower(), spec.name.lower().replace(".", "_").split("_")
+    if "bbox" in name:
+        return "boxes"
     if "mask" in name:
         return "mask"
     if spec.dtype == "bool":
@@ -88,6 +92,9 @@ def _fill(spec: InputSpec, shape: tuple[int, ...], vocabulary: Vocabulary) -> An
     role = _role(spec)
     if role == "mask":
         return _mask(spec, shape, dtype)
+    if role == "boxes":  # corners: left, top, right, bottom
+        drawn = torch.rand(shape, generator=generator).sort(-1).values
+        return drawn.to(dtype) if dtype.is_floating_point else (drawn * vocabulary.places).to(dtype)
     if role == "floats":
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
     if role == "positions":

@@ -44,6 +44,7 @@ def vocabulary_of(module: Any) -> Vocabulary:
         tokens=tokens,
         types=min(types or [2]),
         indices=min([size for _, size in tables] or [2]),
+        places=field_of(module, "max_2d_position_embeddings", ("text_config", "encoder")) or 2,
         pad=ids["pad"] or 0,
         eos=ids["eos"],
         start=ids["decoder_start"],

@@ -22,6 +22,7 @@ from .grouped_matmul import grouped_matmul_table
 from .names import name_axes, name_inputs, name_outputs
 from .origins import replace_metadata
 from .recurrence import translate_linear_attention
+from .special import special_table
 from .split import finish_splits, split_table
 from .strided import storage_ordered
 
@@ -71,7 +72,7 @@ def translate(captured: Captured, *, opset: int) -> Translated:
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
     attention = {ATTENTION: translate_attention, LINEAR_ATTENTION: translate_linear_attention}
-    table = {**attention, **grouped_matmul_table(), **split_table()}
+    table = {**attention, **grouped_matmul_table(), **split_table(), **special_table()}
     program = storage_ordered(open_custom_ops(captured.program, table))
     try:
         converted = torch.onnx.export(

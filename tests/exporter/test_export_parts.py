@@ -37,9 +37,9 @@ embed (int64[batch, seq] ids, int64[batch, seq] kinds, float[batch, seq] mask) =
 """
 
 
-def model_with(rows: int = 30) -> ir.Model:
-    model = ir.serde.deserialize_model(onnx.parser.parse_model(TEXT))
-    for name, size in (("table", rows), ("types", 3)):
+def model_with(rows: int = 30, text: str = TEXT, other: str = "types", more: int = 3) -> ir.Model:
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    for name, size in (("table", rows), (other, more)):
         array = np.random.default_rng(size).standard_normal((size, 4)).astype(np.float32)
         value = next(v for n in model.graph for v in n.inputs if v is not None and v.name == name)
         value.const_value = ir.tensor(array, name=name)
@@ -99,6 +99,24 @@ def test_integer_inputs_stay_within_the_table_they_index():
     assert specs["ids"].shape == ("batch", "seq") and specs["ids"].role == "token-ids"
     for case in parity_cases(tuple(specs.values()), traced={"batch": 2}):
         assert case.feeds["ids"].max() < 17 and case.sizes["batch"] != 2
+
+
+def test_offsets_into_one_table_and_boxes_are_kept_to():
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    embed (int64[batch, seq, 3] codes, int64[batch, seq, 4] bbox)
+      => (float[batch, seq, 3, 4] y, float[batch, seq, 4] z) {
+      first = Constant<value_ints = [0, 10, 20]>()
+      one = Constant<value_int = 2>()
+      at = Add(first, codes)
+      y = Gather(table, at)
+      right = Gather<axis = 2>(bbox, one)
+      z = Gather(widths, right)
+    }"""
+    specs = input_specs(model_with(text=text, other="widths", more=9))
+    assert [(spec.bound, spec.role) for spec in specs] == [(10, "values"), (9, "boxes")]
+    for case in parity_cases(specs):
+        left, top, right, bottom = np.moveaxis(case.feeds["bbox"], -1, 0)
+        assert (left <= right).all() and (top <= bottom).all()
 
 
 def test_masks_that_are_added_are_told_by_their_example():

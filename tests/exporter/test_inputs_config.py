@@ -116,6 +116,24 @@ CASES = {
         ),
         {"input_values": ["batch", "samples"]},
     ),
+    "layoutlm": (
+        lambda: build("LayoutLMModel", "LayoutLMConfig", **TEXT, max_2d_position_embeddings=50),
+        {"input_ids": ["batch", "seq"], "bbox": ["batch", "seq", 4], "attention_mask": ["batch", "seq"]},
+    ),
+    "bros": (
+        lambda: build("BrosModel", "BrosConfig", **{**TEXT, "hidden_size": 64}),
+        {"input_ids": ["batch", "seq"], "bbox": ["batch", "seq", 4], "attention_mask": ["batch", "seq"]},
+    ),
+    "audio encoder": (
+        lambda: build(
+            "ParakeetEncoder",
+            "ParakeetEncoderConfig",
+            **{k: v for k, v in TEXT.items() if k[0] in "hni"},
+            num_mel_bins=20,
+            subsampling_conv_channels=8,
+        ),
+        {"input_features": ["batch", "frames", 20]},
+    ),
 }
 
 

@@ -135,6 +135,22 @@ def test_pieces_of_a_computed_size_need_no_sequences() -> None:
             np.testing.assert_array_equal(found, expected.numpy())
 
 
+class Quantile(torch.nn.Module):
+    """A cut at a quantile of the normal distribution, as sparse activations have it."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cut = torch.distributions.normal.Normal(0, 1).icdf(torch.tensor(0.95))
+        return torch.relu(x - cut), torch.erfinv(x)
+
+
+def test_the_inverse_error_function_holds_from_end_to_end() -> None:
+    translated = _translated(Quantile(), torch.rand(3, 5, 4))
+    ends = [-1.0, -1 + 6e-8, -0.999, -0.95, -1e-4, 0.0, 1e-7, 0.3, 0.9, 0.999999, 1.0, 1.5]
+    x = torch.tensor(ends).reshape(1, 3, 4)
+    for found, expected in zip(_run(translated, x), Quantile()(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-7)
+
+
 class Grouped(torch.nn.Module):
     def __init__(self, turned: bool) -> None:
         super().__init__()

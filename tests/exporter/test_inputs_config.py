@@ -129,10 +129,10 @@ CASES = {
             "ParakeetEncoder",
             "ParakeetEncoderConfig",
             **{k: v for k, v in TEXT.items() if k[0] in "hni"},
-            num_mel_bins=20,
+            num_mel_bins=16,
             subsampling_conv_channels=8,
         ),
-        {"input_features": ["batch", "frames", 20]},
+        {"input_features": ["batch", "frames", 16]},
     ),
 }
 

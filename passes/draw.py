@@ -20,8 +20,9 @@ from .symbols import free_names, size_of
 
 __all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "level_plans", "plans", "random_feeds"]
 
-#: Sizes given to symbols in order of appearance: odd, prime, unequal; every place gets a large and a small one.
-SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 3, 6, 5, 4, 2), (1, 1, 1, 1, 1, 1))
+#: Sizes given to symbols in order of appearance: odd, prime, unequal. Of two lengths each is once the longer one: there
+#: are rows without keys, under some masks, only where keys are fewer than queries.
+SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 6, 3, 5, 4, 2), (1, 1, 1, 1, 1, 1))
 
 #: Case numbers: one whose padding pattern is an empty row, for size 1, and one with lengths of every size.
 _EMPTY, _LENGTHS = 4, 3
@@ -59,7 +60,7 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     Args:
         values: The free inputs.
         nodes: Nodes of both forms: what they compute together ties axes of different names (see :mod:`.sizes`).
-        constants: Constants of both forms; the largest small integer among them decides one more, longer case.
+        constants: Constants of both forms; the largest small integer among them decides more, longer cases.
     """
     nodes = list(nodes)
     ties, dims = tied(nodes, _symbols(values)), [*dims_of(values), *dims_of(o for n in nodes for o in n.outputs)]
@@ -73,7 +74,8 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
         cases.extend(plan for plan in (Plan(many, 1), Plan(many, 2)) if can_be(plan.sizes, dims))
     longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
     if longest:
-        cases.append(Plan(apply_ties(ties, _long(values, longest + 3)), _LENGTHS))
+        sizes = (_long(values, longest + 3), *_uneven(values, longest + 3))
+        cases.extend(Plan(apply_ties(ties, each), _LENGTHS) for each in sizes)
     ids = notable(values, nodes)
     if ids is not None:
         many = Plan(apply_ties(ties, _batched(values, _MANY)), 0)
@@ -171,6 +173,15 @@ def _long(values: Sequence[ir.Value], size: int) -> dict[str, int]:
     """Symbols that only ever lead a shape (batches) get 1, all others ``size``."""
     inner = _inner(values)
     return {name: size if name in inner else 1 for name in _symbols(values)}
+
+
+def _uneven(values: Sequence[ir.Value], size: int) -> list[dict[str, int]]:
+    """Where there are two lengths or more: one of them so long that the others are out of its reach, each in turn."""
+    inner = [name for name in _symbols(values) if name in _inner(values)]
+    if len(inner) < 2:
+        return []
+    plain = dict.fromkeys(_symbols(values), 1) | dict.fromkeys(inner, _LEVEL)
+    return [plain | {name: size + _LEVEL} for name in inner[:2]]
 
 
 def _inner(values: Sequence[ir.Value]) -> set[str]:

@@ -250,11 +250,13 @@ def _sums_over(node: ir.Node, weights: ir.Value, axis: int) -> bool | None:
 
 def _mixes(node: ir.Node, value: ir.Value, axis: int, upwards: bool) -> bool:
     """Whether a product with a weight leaves the axis of the keys alone: it mixes heads, say."""
-    learned = [_learned(v) for v in node.inputs if v is not None]
+    learned = [_learned(v) for v in node.inputs[: 2 if op_name(node) == "Gemm" else None] if v is not None]
     if not axis or learned.count(True) != 1 or len(learned) != 2:
         return False
     if op_name(node) == "MatMul":
         return axis != (1 if learned[1] else 2)
+    if op_name(node) == "Gemm":  # a linear layer over rows
+        return learned[1] and axis != 1 and not attribute(node, "transA", 0)
     if op_name(node) != "Einsum":
         return False
     terms = _letters(node)
@@ -289,11 +291,20 @@ def _follow(node: ir.Node, here: ir.Value, there: ir.Value, axis: int, upwards: 
         from_, to = (_letters(node)[-1], _term(node, there)) if upwards else (_term(node, here), _letters(node)[-1])
         letter = from_[-axis] if axis <= len(from_) else ""
         return len(to) - to.index(letter) if letter and letter in to else 0
-    if len(after) < axis:
-        return 0
-    if node.op_type in _VIEWS and shape[len(shape) - axis :] != after[len(after) - axis :]:
-        return 0
-    return axis
+    if node.op_type in _VIEWS:
+        return _in_view(shape, after, axis)
+    return axis if len(after) >= axis else 0
+
+
+def _in_view(shape: Sequence[object], after: Sequence[object], axis: int) -> int:
+    """Where an axis (from the last) stands in another view; rows put into one axis count as each of them."""
+    if shape[len(shape) - axis :] == after[max(len(after) - axis, 0) :]:
+        return axis
+    wide, wide_after = ([n for n, d in enumerate(s) if d != 1] for s in (shape, after))
+    at = len(shape) - axis
+    if at in wide and [shape[n] for n in wide] == [after[n] for n in wide_after]:
+        return len(after) - wide_after[wide.index(at)]
+    return 2 if axis >= 2 and len(after) == 2 and shape[-1] == after[-1] else 0
 
 
 def _term(node: ir.Node, operand: ir.Value) -> str:

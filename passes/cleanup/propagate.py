@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..graph import constant, op_name
 from ..look import cast_target
-from .shape_rules import SHAPES, Dims, is_unknown
+from .shape_rules import SHAPES, Dims, is_unknown, parts_of_split
 from .vector_rules import VECTORS
 
 __all__ = ["Propagation"]
@@ -42,6 +42,8 @@ class Propagation:
 
     def _visit(self, node: ir.Node) -> int:
         self._follow_vector(node)
+        if op_name(node) == "Split":
+            return self._parts(node)
         rule = SHAPES.get(op_name(node))
         if rule is None or not node.inputs or not node.outputs:
             return 0
@@ -50,6 +52,15 @@ class Propagation:
         except (IndexError, TypeError, AttributeError, ValueError):
             return 0  # an input of unknown or unfitting rank: nothing can be said
         return _take(node.outputs[0], shape) + self._types(node)
+
+    def _parts(self, node: ir.Node) -> int:
+        try:
+            shapes = parts_of_split(self, node)
+        except (IndexError, TypeError, ValueError):
+            return 0
+        for output in node.outputs:
+            output.dtype = node.inputs[0].dtype if output.dtype is None and node.inputs[0] is not None else output.dtype
+        return sum(_take(output, shape) for output, shape in zip(node.outputs, shapes, strict=True))
 
     def name_unknown(self, value: ir.Value) -> None:
         """Give each unknown dimension of a value a symbol of its own, so that later ones can be equal to it."""

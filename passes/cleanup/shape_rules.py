@@ -11,9 +11,9 @@ import onnx_ir as ir
 from ...custom_ops import DOMAIN, mixture_of_experts, skip_normalization
 from ..graph import attribute
 from ..look import axes_of
-from ..symbols import same_dim
+from ..symbols import at_least, ratio, same_dim
 
-__all__ = ["SHAPES", "Dims", "Rule", "Vectors", "dims_of", "is_unknown", "table"]
+__all__ = ["SHAPES", "Dims", "Rule", "Vectors", "dims_of", "is_unknown", "parts_of_split", "table"]
 
 Dims = list[Any]
 
@@ -71,6 +71,18 @@ def _matmul(p: Vectors, node: ir.Node) -> Dims | None:
     return [_joint(list(pair)) for pair in zip(*heads, strict=True)] + [left[-2], right[-1]]
 
 
+def _einsum(p: Vectors, node: ir.Node) -> Dims | None:
+    equation = str(attribute(node, "equation", "")).replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    if not arrow or "." in equation:
+        return None
+    sizes: dict[str, Dims] = {}
+    for term, value in zip(terms.split(","), node.inputs, strict=True):
+        for letter, dim in zip(term, dims_of(value), strict=True):
+            sizes.setdefault(letter, []).append(dim)
+    return [_joint(sizes[letter]) for letter in result]
+
+
 def _gemm(p: Vectors, node: ir.Node) -> Dims:
     left, right = dims_of(node.inputs[0]), dims_of(node.inputs[1])
     rows = left[1] if attribute(node, "transA", 0) else left[0]
@@ -107,27 +119,20 @@ def _reshape(p: Vectors, node: ir.Node) -> Dims | None:
 
 def _remaining(source: Dims, rest: Dims) -> Any:
     """The size that -1 stands for: sizes on both sides cancel, what is left over is the answer."""
-    left = [d for d in source if not (isinstance(d, int) and d == 1)]
-    divisor = 1
+    left, under = list(source), []
     for dim in rest:
-        if isinstance(dim, int):
-            divisor *= dim
-            continue
         match = next((i for i, d in enumerate(left) if same_dim(d, dim)), None)
         if match is None:
-            return None
-        left.pop(match)
-    number = math.prod(d for d in left if isinstance(d, int))
-    symbols = [d for d in left if not isinstance(d, int)]
-    if divisor == 0 or number % divisor or any(is_unknown(d) for d in symbols):
+            under.append(dim)
+        else:
+            left.pop(match)
+    if any(is_unknown(d) for d in (*left, *under)):
         return None
-    number //= divisor
-    if not symbols:
-        return number
-    product = symbols[0]
-    for symbol in symbols[1:]:
-        product = product * symbol
-    return product if number == 1 else product * number
+    symbols = [d for d in left if not isinstance(d, int)]
+    numbers = [math.prod(d for d in side if isinstance(d, int)) for side in (left, under)]
+    if len(symbols) == 1 and numbers[0] == numbers[1] and all(isinstance(d, int) for d in under):
+        return symbols[0]  # whatever its name is
+    return ratio(left, under)
 
 
 def _expand(p: Vectors, node: ir.Node) -> Dims | None:
@@ -162,7 +167,7 @@ def _concat(p: Vectors, node: ir.Node) -> Dims:
     axis = attribute(node, "axis") % len(shapes[0])
     result = [_joint([s[i] for s in shapes]) for i in range(len(shapes[0]))]
     sizes = [s[axis] for s in shapes]
-    result[axis] = sum(sizes) if all(isinstance(s, int) for s in sizes) else None
+    result[axis] = _total(*sizes)
     return result
 
 
@@ -180,13 +185,86 @@ def _slice(p: Vectors, node: ir.Node) -> Dims | None:
     return source
 
 
-def _sliced(dim: Any, start: Any, end: Any, step: Any) -> Any:
-    if not isinstance(start, int) or step != 1:
+def _or_unknown(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """None where a dimension has a name that nothing can be computed with ("seq len", "/layer/Add_d0")."""
+
+    def computed(*dims: Any) -> Any:
+        try:
+            return rule(*dims)
+        except ValueError:
+            return None
+
+    return computed
+
+
+@_or_unknown
+def _total(*sizes: Any) -> Any:
+    wide = [s for s in sizes if not (isinstance(s, int) and s == 0)]
+    if any(map(is_unknown, wide)):
         return None
-    if isinstance(dim, int) and isinstance(end, int):
-        return len(range(*slice(start, end).indices(dim)))
-    whole = start == 0 and ((isinstance(end, int) and end >= 1 << 31) or same_dim(end, dim))
-    return dim if whole else None
+    return sum(wide[1:], wide[0]) if wide else 0
+
+
+@_or_unknown
+def _sliced(dim: Any, start: Any, end: Any, step: Any) -> Any:
+    """The length of a slice: exact, or None where it is not certain what is cut off."""
+    if not isinstance(step, int) or step < 1 or is_unknown(dim):
+        return None
+    if all(isinstance(d, int) for d in (dim, start, end)):
+        return len(range(*slice(start, end, step).indices(dim)))
+    first, last = _place(dim, start), _place(dim, end)
+    if first is None or last is None or not at_least(last, first):
+        return None
+    whole = last if first == 0 else last - first
+    return whole if step == 1 else (whole + (step - 1)) // step
+
+
+def _place(dim: Any, index: Any) -> Any:
+    """Where a slice of an axis starts or ends, from 0 to the length of the axis; None when it is not certain."""
+    if is_unknown(index):
+        return None
+    if isinstance(index, int) and index < 0:
+        return dim + index if at_least(dim, -index) else None
+    if at_least(index, dim) or (isinstance(index, int) and index >= 1 << 31):
+        return dim
+    return index if at_least(dim, index) and at_least(index, 0) else None
+
+
+def _windows(p: Vectors, node: ir.Node) -> Dims | None:
+    """A convolution or a pooling: one place for each stride."""
+    source = dims_of(node.inputs[0])
+    weight = dims_of(node.inputs[1]) if node.op_type == "Conv" else None
+    kernel = attribute(node, "kernel_shape") or (weight[2:] if weight is not None else None)
+    if kernel is None or attribute(node, "auto_pad", "NOTSET") != "NOTSET" or attribute(node, "ceil_mode", 0):
+        return None
+    axes = len(kernel)
+    ones, zeros = [1] * axes, [0] * (2 * axes)
+    strides, spread = attribute(node, "strides") or ones, attribute(node, "dilations") or ones
+    pads = attribute(node, "pads") or zeros
+    places = [
+        _places(d, pads[n] + pads[n + axes] - (kernel[n] - 1) * spread[n] - 1, strides[n])
+        for n, d in enumerate(source[2:])
+    ]
+    return [source[0], source[1] if weight is None else weight[0], *places]
+
+
+@_or_unknown
+def _places(dim: Any, more: int, stride: int) -> Any:
+    if is_unknown(dim):
+        return None
+    last = dim + (more + stride) if more + stride else dim
+    return last if stride == 1 else last // stride
+
+
+def _padded(p: Vectors, node: ir.Node) -> Dims | None:
+    source, pads = dims_of(node.inputs[0]), p.vector(node.inputs[1])
+    if pads is None or len(pads) != 2 * len(source) or (len(node.inputs) > 3 and node.inputs[3] is not None):
+        return None
+    return [_total(d, pads[n], pads[n + len(source)]) for n, d in enumerate(source)]
+
+
+def _gathered_elements(p: Vectors, node: ir.Node) -> Dims:
+    return dims_of(node.inputs[1])
 
 
 def _gather(p: Vectors, node: ir.Node) -> Dims:
@@ -207,7 +285,9 @@ def _reduce(p: Vectors, node: ir.Node) -> Dims | None:
 
 def _range(p: Vectors, node: ir.Node) -> Dims | None:
     start, limit, delta = (p.vector(v) for v in node.inputs)
-    return limit if start == [0] and delta == [1] else None
+    if start is None or limit is None or delta != [1]:
+        return None
+    return limit if start == [0] else [limit[0] - start[0]] if at_least(limit[0], start[0]) else None
 
 
 def _filled(p: Vectors, node: ir.Node) -> Dims | None:
@@ -241,6 +321,17 @@ def _packed_attention(p: Vectors, node: ir.Node) -> Dims:
     return [*source[:2], given[2] if given else wide // 3 if isinstance(wide, int) else None]
 
 
+def parts_of_split(p: Vectors, node: ir.Node) -> list[Dims]:
+    """The dimensions of each part of a Split."""
+    source = dims_of(node.inputs[0])
+    axis, count = attribute(node, "axis", 0) % len(source), len(node.outputs)
+    sizes = p.vector(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "split")
+    if sizes is None and isinstance(source[axis], int) and source[axis] % count == 0:
+        sizes = [source[axis] // count] * count
+    known = [None] * count if sizes is None else sizes
+    return [[*source[:axis], size, *source[axis + 1 :]] for size in known]
+
+
 def table(rules: Sequence[tuple[str, Rule]]) -> dict[str, Rule]:
     """Spread rules over the operators they are for, named in one string."""
     return {op: rule for ops, rule in rules for op in ops.split()}
@@ -250,11 +341,11 @@ def table(rules: Sequence[tuple[str, Rule]]) -> dict[str, Rule]:
 SHAPES: Final = table(
     [
         (
-            "Identity Cast Neg Abs Sqrt Reciprocal Exp Log Erf Tanh Sigmoid Relu Gelu Softmax IsNaN Not Cos Sin",
+            "Identity Cast Neg Abs Sqrt Reciprocal Exp Log Erf Tanh Sigmoid Relu Gelu IsNaN Not Cos Sin",
             _same,
         ),
         (
-            "LayerNormalization SimplifiedLayerNormalization RMSNormalization RotaryEmbedding Dropout Trilu",
+            "Softmax LayerNormalization SimplifiedLayerNormalization RMSNormalization RotaryEmbedding Dropout Trilu",
             _same,
         ),
         ("com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization", _same),
@@ -274,6 +365,7 @@ SHAPES: Final = table(
         ),
         ("MatMul", _matmul),
         ("Gemm", _gemm),
+        ("Einsum", _einsum),
         ("com.microsoft::MatMulNBits", _quantized_product),
         ("Transpose", _transpose),
         ("Reshape", _reshape),
@@ -283,6 +375,9 @@ SHAPES: Final = table(
         ("Concat", _concat),
         ("Slice", _slice),
         ("Gather", _gather),
+        ("GatherElements", _gathered_elements),
+        ("Conv AveragePool MaxPool", _windows),
+        ("Pad", _padded),
         ("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd", _reduce),
         ("Shape", _shape_of),
         ("Range", _range),

@@ -7,7 +7,8 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from ..graph import attribute
-from .shape_rules import Dims, Vectors, dims_of, table
+from ..symbols import at_least
+from .shape_rules import Dims, Vectors, dims_of, is_unknown, table
 
 __all__ = ["VECTORS"]
 
@@ -47,12 +48,15 @@ def _vector_arithmetic(p: Vectors, node: ir.Node) -> Dims | None:
 
 
 def _combine(op: str, a: Any, b: Any) -> Any:
-    if op == "Div":
-        return a // b if isinstance(a, int) and isinstance(b, int) else (a if b == 1 else None)
-    if isinstance(b, ir.SymbolicDim) and isinstance(a, int):
-        a, b = b, a
-        return {"Add": a + b, "Mul": a * b}.get(op)
-    return {"Add": lambda: a + b, "Sub": lambda: a - b, "Mul": lambda: a * b}[op]()
+    if is_unknown(a) or is_unknown(b):
+        return None
+    if op in ("Div", "Mod"):
+        if op == "Div" and isinstance(b, int) and b == 1:
+            return a
+        if not (at_least(a, 0) and at_least(b, 1)):
+            return None  # below 0 the operator rounds another way
+        return a // b if op == "Div" else a % b
+    return a + b if op == "Add" else a - b if op == "Sub" else a * b
 
 
 #: Qualified operator name to its rule.
@@ -63,6 +67,6 @@ VECTORS: Final = table(
         ("Concat", _vector_concat),
         ("Gather", _vector_gather),
         ("Slice", _vector_slice),
-        ("Add Sub Mul Div", _vector_arithmetic),
+        ("Add Sub Mul Div Mod", _vector_arithmetic),
     ]
 )

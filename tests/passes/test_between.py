@@ -80,6 +80,21 @@ ATTENTION = {
         u = Transpose <perm = [0,3,1,2]> (t) p = Softmax (u) y = MatMul (p, v)""",
         _MIX,
     ),
+    "heads mixed over rows": (
+        _QKV,
+        _Y,
+        """s = MatMul (q, k) p = Softmax (s) r = Transpose <perm = [0,2,3,1]> (p) f = Reshape (r, rows)
+        t = Gemm <transB = 1> (f, w) n = Shape (r) h = Reshape (t, n) u = Transpose <perm = [0,3,1,2]> (h)
+        y = MatMul (u, v)""",
+        _MIX + ", int64[2] rows = {-1, 4}",
+    ),
+    "one head mixed over rows": (
+        "float[B,1,6,16] q, float[B,1,16,7] k, float[B,1,7,16] v",
+        "float[B,1,6,16] y",
+        """s = MatMul (q, k) p = Softmax (s) n = Shape (p) r = Reshape (p, last) f = Reshape (r, rows)
+        t = Gemm (f, one) u = Reshape (t, n) y = MatMul (u, v)""",
+        "float[1,1] one = {2.0}, int64[2] rows = {-1, 1}, int64[4] last = {0, 6, 7, 1}",
+    ),
     "heads mixed by einsum": (
         _QKV,
         _Y,
@@ -191,6 +206,7 @@ def test_another_softmax_is_none(name: str) -> None:
         ("written with a mask", "not-recognised"),
         ("heads mixed after", "weights-changed"),
         ("heads mixed before", "no-score-product"),
+        ("heads mixed over rows", "weights-changed"),
     ],
 )
 def test_the_journal_ends_with_a_reason(name: str, reason: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .attention_spec import WIDTH, AttentionSpec
+from .attention_tokens import COLUMNS, MEMORY
 
 __all__ = ["AXES", "inputs", "padded", "part_of_batch", "rows_with_keys"]
 
@@ -64,11 +65,16 @@ def part_of_batch(given: Mapping[str, torch.Tensor], row: int) -> dict[str, torc
 def rows_with_keys(spec: AttentionSpec, given: Mapping[str, torch.Tensor]) -> np.ndarray:
     """(B, S) flags: whether the masks leave a row any key. Written apart from the modules, in numpy."""
     batch, rows = given["x"].shape[:2]
+    if spec.tokens in ("windows", "shifted"):
+        return np.ones((batch, rows), bool)  # as many keys as queries, and no mask forbids a token itself
+    wide = COLUMNS.get(spec.tokens, 1)
     columns = given["y"].shape[1] if spec.cross else rows
+    rows, columns = rows * wide, _keys(spec, columns, given["y"].shape[1])
     i, j = np.arange(rows)[:, None], np.arange(columns)[None, :]
-    tokens = (given["keys"] if spec.cross else given["tokens"]).numpy() != 0
+    tokens = _of_keys(spec, given["keys"], given["tokens"]) != 0
     lengths, segments = given["lengths"].numpy(), given["segments"].numpy()
-    full = (given["keep_t"] if spec.cross else given["keep_s"]).numpy()[:, 0]
+    full = _of_keys(spec, given["keep_t"], given["keep_s"])
+    full = full[:, 0]
     meaning: dict[str, Callable[[], np.ndarray]] = {
         "causal": lambda: j <= i,
         "lower_right": lambda: j <= i + columns - rows,
@@ -86,4 +92,24 @@ def rows_with_keys(spec: AttentionSpec, given: Mapping[str, torch.Tensor]) -> np
     keep = np.ones((batch, rows, columns), bool)
     for name in spec.masks:
         keep = keep & meaning[name]()
-    return keep.any(-1)
+    return keep.any(-1).reshape(batch, -1, wide).all(-1)
+
+
+def _keys(spec: AttentionSpec, positions: int, others: int) -> int:
+    """How many keys there are."""
+    wide = COLUMNS.get(spec.tokens, 1)
+    if spec.reduce:
+        positions, wide = -(-positions // 2), -(-wide // 2)
+    more = {"learned": MEMORY, "zeros": 1, "sequence": others}.get(spec.memory, 0)
+    return positions * wide + more
+
+
+def _of_keys(spec: AttentionSpec, other: torch.Tensor, own: torch.Tensor) -> np.ndarray:
+    """Flags of keys, on the last axis, as the keys stand; those of a memory are kept."""
+    flags = (other if spec.cross else own).numpy()
+    if spec.memory == "sequence":
+        return np.concatenate((other.numpy(), flags), axis=-1)
+    flags = flags[..., ::2] if spec.reduce else flags
+    front, back = {"learned": (MEMORY, 0), "zeros": (0, 1)}.get(spec.memory, (0, 0))
+    pads = [(0, 0)] * (flags.ndim - 1) + [(front, back)]
+    return np.pad(flags, pads, constant_values=1)

@@ -62,7 +62,13 @@ def build(specs: Sequence[AttentionSpec], seed: int) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for label, parameter in module.named_parameters():
         shift = 1.0 if label.endswith((".nq", ".nk", ".heat")) else 0.0
-        spread = 1.0 if label.endswith((".table", ".table.weight", ".sink")) else 0.25
+        spread = (
+            1.0
+            if label.endswith(
+                (".table", ".table.weight", ".sink", ".rel", ".place", ".mk", ".mv", ".talk_in", ".talk.weight")
+            )
+            else 0.25
+        )
         parameter.data = torch.randn(parameter.shape, generator=generator) * spread + shift
     return module
 

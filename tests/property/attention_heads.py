@@ -34,13 +34,17 @@ def _moved(name: str, tensor: torch.Tensor, spec: AttentionSpec) -> torch.Tensor
     base, _, kind = name.partition(".")
     if base == "qkv":
         return _packed(tensor, spec)
-    if base in ("q", "k", "v"):
-        return _rows(tensor, order if base == "q" else shared)
+    if base in ("q", "k", "v", "rq", "rk", "up"):
+        return _rows(tensor, shared if base in ("k", "v") else order)
+    if base in ("mk", "mv"):
+        return tensor[:, :, shared]
+    if base in ("talk", "talk_in"):
+        return tensor[order][:, order]
     if base == "o" and kind == "weight":
-        return _rows(tensor.T, order).T
+        return _rows(tensor.transpose(0, 1), order).transpose(0, 1)
     if base == "table" and kind == "weight":  # an embedding: (buckets, heads)
         return tensor[:, order]
-    return tensor[order] if base in ("table", "slopes", "heat", "sink") else tensor
+    return tensor[order] if base in ("table", "slopes", "heat", "sink", "bu", "bv") else tensor
 
 
 def _rows(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from . import attention_relative, attention_tokens
 from .attention_spec import MAX_LENGTH, WIDTH, AttentionSpec
 
 __all__ = ["INPUTS", "PRELUDE", "module_source"]
+
+#: Width of the narrow projection that "latent" keys and values come from.
+LATENT = 12
 
 #: Inputs of every module, in order; S queries, T keys of the cross attentions.
 INPUTS = ("x", "y", "tokens", "keys", "lengths", "segments", "add_s", "add_t", "keep_s", "keep_t")
@@ -39,6 +43,7 @@ class _Writer:
     def __init__(self, spec: AttentionSpec, name: str) -> None:
         self.spec = spec
         self.name = name
+        self.few = "x"  # what keys and values are made of
         self.state: list[str] = []
         self.body: list[str] = []
 
@@ -50,10 +55,11 @@ class _Writer:
 
     def source(self) -> str:
         s = self.spec
-        self.say("S, B, _ = x.shape" if s.time_first else "B, S, _ = x.shape")
-        self.say(f"T = y.shape[{0 if s.time_first else 1}]" if s.cross else "T = S")
+        attention_tokens.enter(self)
         self.projections()
         self.positions()
+        attention_tokens.remember(self)
+        attention_relative.positional(self)
         self.masks_and_bias()
         if s.product == "sdpa":
             self.sdpa()
@@ -77,11 +83,16 @@ class _Writer:
             f"{keys}, {s.kv_heads}, {s.size}",
             f"{keys}, {s.kv_heads}, {s.value_size}",
         )
+        if s.tokens == "channels":
+            attention_tokens.convolutions(self)
+            return
+        if s.packing == "latent":
+            self.latent(lead, keys)
+            return
         if s.packing == "separate":
             for name, width, view in zip("qkv", widths, views, strict=True):
                 self.hold(f"self.{name} = nn.Linear({WIDTH}, {width}, bias={s.linear_bias})")
-                source = "x" if name == "q" or not s.cross else "y"
-                self.say(f"{name} = self.{name}({source}).view({view})")
+                self.say(f"{name} = self.{name}({'x' if name == 'q' else self.few}).view({view})")
             return
         self.hold(f"self.qkv = nn.Linear({WIDTH}, {sum(widths)}, bias={s.linear_bias})")
         if s.packing == "split":
@@ -96,6 +107,67 @@ class _Writer:
         }[s.packing]
         self.say(f"q, k, v = self.qkv(x).view({lead}, {tail}).unbind({axis})")
 
+    def latent(self, lead: str, keys: str) -> None:
+        """One narrow projection gives keys and values of all heads, and the half of the key that they share."""
+        s = self.spec
+        own, shared = s.size - s.size // 2, s.size // 2
+        self.hold(f"self.q = nn.Linear({WIDTH}, {s.heads * s.size}, bias={s.linear_bias})")
+        self.hold(f"self.down = nn.Linear({WIDTH}, {LATENT + shared}, bias={s.linear_bias})")
+        self.hold(f"self.up = nn.Linear({LATENT}, {s.heads * (own + s.value_size)}, bias=False)")
+        self.say(f"q = self.q(x).view({lead}, {s.heads}, {s.size})")
+        self.say(f"latent, shared = self.down({self.few}).split([{LATENT}, {shared}], dim=-1)")
+        self.say(f"both = self.up(latent).view({keys}, {s.heads}, {own + s.value_size})")
+        self.say(f"k, v = both.split([{own}, {s.value_size}], dim=-1)")
+        self.say("shared = shared.unsqueeze(2)")
+        if s.rotary:
+            self.angles(shared)
+            self.say(f"q, last = q.split([{own}, {shared}], dim=-1)")
+            turn = self.turn
+            self.say(f"q = torch.cat((q, last * cos + {turn}(last) * sin), dim=-1)")
+            self.say(f"shared = shared * cos + {turn}(shared) * sin")
+        self.say(f"k = torch.cat((k, shared.expand({keys}, {s.heads}, {shared})), dim=-1)")
+
+    @property
+    def turn(self) -> str:
+        """The function that turns a head by a quarter."""
+        return "rotate_pairs" if self.spec.rotary == "interleaved" else "rotate_half"
+
+    def angles(self, part: int) -> None:
+        """cos and sin for the first ``part`` of (.., .., N, H)."""
+        s = self.spec
+        several = s.rotary in ("axial", "axes")
+        count = part // 2 if several else part
+        self.hold(f"self.register_buffer('inverse', 10.0 ** -(torch.arange(0, {count}, 2).float() / {count}))")
+        index = "[:, None, None]" if s.time_first else "[:, None]"
+        if s.rotary == "sections":
+            self.sections(part)
+            return
+        if several:
+            self.say("rows = (torch.arange(S) // 3).to(self.inverse.dtype)[:, None] * self.inverse")
+            self.say("columns = (torch.arange(S) % 3).to(self.inverse.dtype)[:, None] * self.inverse")
+        if s.rotary == "axes":
+            self.say("angle = torch.cat((rows, rows, columns, columns), -1)" + index)
+        elif s.rotary == "axial":
+            self.say("angle = torch.cat((rows, columns, rows, columns), -1)" + index)
+        else:
+            self.say("angle = torch.arange(S).to(self.inverse.dtype)[:, None] * self.inverse")
+            double = "angle.repeat_interleave(2, -1)" if s.rotary == "interleaved" else "torch.cat((angle, angle), -1)"
+            self.say(f"angle = {double}{index}")
+        self.say("cos, sin = angle.cos(), angle.sin()")
+
+    def sections(self, part: int) -> None:
+        """cos and sin put together from those of three positions of a token."""
+        last = part // 8
+        sizes = [part // 2 - 2 * last, last, last] * 2
+        self.say("places = torch.stack((torch.arange(S).expand(B, S), segments, tokens), dim=0)")
+        self.say("angle = places[..., None].to(self.inverse.dtype) * self.inverse")
+        self.say("angle = torch.cat((angle, angle), -1)")
+        for name in ("cos", "sin"):
+            self.say(f"parts = angle.{name}().split({sizes}, dim=-1)")
+            self.say(f"{name} = torch.cat([part[n % 3] for n, part in enumerate(parts)], dim=-1)[:, :, None]")
+            if self.spec.time_first:
+                self.say(f"{name} = {name}.transpose(0, 1)")
+
     def positions(self) -> None:
         """Norm and rotary embedding, on (.., .., N, H)."""
         s = self.spec
@@ -108,18 +180,17 @@ class _Writer:
                 self.say(f"{name} = {call}")
         if s.scale == "cosine":
             self.say("q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)")
-        if not s.rotary:
+        if not s.rotary or s.packing == "latent":
             return
         part = s.size // 2 if s.rotary == "partial" else s.size
-        self.hold(f"self.register_buffer('inverse', 10.0 ** -(torch.arange(0, {part}, 2).float() / {part}))")
-        self.say("angle = torch.arange(S).to(self.inverse.dtype)[:, None] * self.inverse")
-        double = "angle.repeat_interleave(2, -1)" if s.rotary == "interleaved" else "torch.cat((angle, angle), -1)"
-        index = "[:, None, None]" if s.time_first else "[:, None]"
-        self.say(f"angle = {double}{index}")
-        self.say("cos, sin = angle.cos(), angle.sin()")
-        turn = "rotate_pairs" if s.rotary == "interleaved" else "rotate_half"
+        self.angles(part)
+        turn = self.turn
         for name in "qk":
-            if part == s.size:
+            if s.rotary == "axes":
+                self.say(f"one, two = {name}.chunk(2, dim=-1)")
+                self.say(f"turned = torch.cat(({turn}(one), {turn}(two)), dim=-1)")
+                self.say(f"{name} = {name} * cos + turned * sin")
+            elif part == s.size:
                 self.say(f"{name} = {name} * cos + {turn}({name}) * sin")
             else:
                 self.say(f"turned, rest = {name}[..., :{part}], {name}[..., {part}:]")
@@ -150,8 +221,8 @@ class _Writer:
         flat = s.rows == "unsqueeze"
         return {
             "w": str(s.window),
-            "tokens": "keys" if s.cross else "tokens",
-            "keep": "keep_t" if s.cross else "keep_s",
+            "tokens": attention_tokens.of_keys(s, "keys", "tokens", "1"),
+            "keep": attention_tokens.of_keys(s, "keep_t", "keep_s", "True"),
             "columns": ".unsqueeze(1).unsqueeze(2)" if flat else "[:, None, None, :]",
             "causal": "self.tri[:S, :T]" if s.swap else ("torch.ones(S, T).tril().bool()" if flat else "(j <= i)"),
             "lower": "torch.ones(S, T, dtype=torch.bool).tril(diagonal=T - S)" if flat else "(j <= i + (T - S))",
@@ -159,7 +230,10 @@ class _Writer:
 
     def bias(self) -> None:
         s, n, m = self.spec, self.spec.heads, MAX_LENGTH
+        joined = s.product in ("sdpa", "baddbmm")
         if not s.bias:
+            if s.relative and joined:
+                self.say("bias = relative")
             return
         held = {
             "table": f"self.table = nn.Parameter(torch.zeros({n}, {m}, {m}))",
@@ -183,9 +257,11 @@ class _Writer:
             "alibi_table": "self.table[:, :S, :T]",
             "t5": "self.table(bucket(j - i)).permute(2, 0, 1)[None]",
             "relative": "self.table((j - i).clamp(-3, 3) + 3).permute(2, 0, 1)",
-            "input": "add_t" if s.cross else "add_s",
+            "input": attention_tokens.of_keys(s, "add_t", "add_s", "0.0"),
         }[s.bias]
         self.say(f"bias = {self.ordered(text)}")
+        if s.relative and joined:
+            self.say("bias = bias + relative")
 
     def sdpa(self) -> None:
         s = self.spec
@@ -197,11 +273,11 @@ class _Writer:
             options.append("enable_gqa=True")
         if s.scale in ("none", "query"):
             options.append("scale=1.0" if s.scale == "none" else "scale=0.3")
-        if s.masks == ("causal",) and not s.bias and s.apart:
+        if s.masks == ("causal",) and not s.biased and s.apart and not s.other_keys:
             options.append("is_causal=True")
         elif s.masks:
             options.append("attn_mask=keep")
-            if s.bias:
+            if s.biased:
                 self.say(
                     "keep = bias.expand(B, -1, S, T).masked_fill(~keep, float('-inf'))"
                     if s.bias == "input"
@@ -210,7 +286,7 @@ class _Writer:
             elif s.fill.startswith("add"):
                 low = "torch.finfo(q.dtype).min" if s.fill == "add_min" else "float('-inf')"
                 self.say(f"keep = torch.zeros_like(keep, dtype=q.dtype).masked_fill(~keep, {low})")
-        elif s.bias:
+        elif s.biased:
             options.append("attn_mask=bias.expand(B, -1, S, T)" if s.bias == "input" else "attn_mask=bias")
         self.say(f"out = F.scaled_dot_product_attention({', '.join(['q', 'k', 'v', *options])})")
         self.merge("BNSV")
@@ -260,12 +336,21 @@ class _Writer:
             self.say(f"a = a * {self.ordered(heat)}")
         if s.softcap:
             self.say(f"a = {s.softcap} * torch.tanh(a / {s.softcap})")
+        if s.talking in ("before", "both"):
+            self.hold(f"self.talk_in = nn.Parameter(torch.zeros({s.heads}, {s.heads}))")
+            self.say("a = torch.einsum('bnst,mn->bmst', a, self.talk_in)")
         self.terms(scale)
 
     def terms(self, scale: float) -> None:
         s = self.spec
         masks = [f"keep{n}" for n in range(len(s.masks))] if s.apart else ["keep"] * bool(s.masks)
         added = [] if not s.bias or (s.product == "baddbmm" and not s.softcap) else ["a = a + bias"]
+        if s.relative and s.product != "baddbmm":
+            added.insert(0, f"a = a + {self.ordered('relative')}")
+        elif s.relative and s.softcap:
+            added = ["a = a + bias"]
+        if s.tokens == "shifted":
+            added.append(attention_tokens.shift_mask(self))
         late = [f"a = a * {scale!r}"] if s.scale == "late" else []
         forbidden = ["a = " + _FILL[s.fill].format(keep=mask) for mask in masks]
         for line in [*forbidden, *added, *late] if s.mask_first else [*added, *late, *forbidden]:
@@ -305,7 +390,7 @@ class _Writer:
             self.say("a = torch.bmm(q, k.transpose(1, 2))")
         else:
             start = "torch.zeros(1, 1, 1, dtype=q.dtype)"
-            if s.bias and not s.softcap:
+            if s.biased and not s.softcap:
                 start = f"bias.expand(B, {s.heads}, S, T).reshape(B * {s.heads}, S, T)"
             alpha = scale if s.scale == "scores" else 1.0
             self.say(f"a = torch.baddbmm({start}, q, k.transpose(1, 2), beta=1.0, alpha={alpha!r})")
@@ -351,6 +436,9 @@ class _Writer:
         }
         if s.guard:
             self.say(guards[s.guard])
+        if s.talking in ("after", "both"):
+            self.hold(f"self.talk = nn.Linear({s.heads}, {s.heads}, bias=False)")
+            self.say("p = self.talk(p.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)")
 
     def values(self) -> None:
         s = self.spec
@@ -390,7 +478,9 @@ class _Writer:
 
     def end(self) -> None:
         s = self.spec
-        if s.project:
+        if s.tokens:
+            attention_tokens.leave(self)
+        elif s.project:
             self.hold(f"self.o = nn.Linear({s.heads * s.value_size}, {WIDTH})")
             self.say("out = self.o(out)")
         self.say("return (out, weights)" if s.weights else "return out")

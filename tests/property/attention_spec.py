@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ __all__ = ["MAX_LENGTH", "WIDTH", "AttentionSpec", "draw", "for_half", "for_olde
 
 #: Width of the module inputs.
 WIDTH = 24
+#: Masks that look at nothing but the places of query and key.
+INDEX_MASKS = {"causal", "lower_right", "window", "band", "prefix", "block"}
 #: Longest sequence that tables and buffers of a module are made for.
-MAX_LENGTH = 24
+MAX_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class AttentionSpec:
         cross: Keys and values come from another sequence.
         time_first: Inputs and output are (S, B, D).
         packing: "separate", "split" (one linear, split in three), "unbind" (B, S, 3, N, H), "heads_first"
-            (B, S, N, 3, H) or "last" (B, S, N, H, 3).
+            (B, S, N, 3, H), "last" (B, S, N, H, 3) or "latent" (keys and values from one narrow projection, half of
+            the key shared by all heads).
         linear_bias: Whether projections have biases.
         repeat: How fewer key/value heads meet the query heads: "expand", "interleave", "index", "grouped" (a
             5-D product) or "sdpa" (enable_gqa).
@@ -47,11 +50,23 @@ class AttentionSpec:
         sink: "", "logit" (a learned logit per head) or "one" (softmax with 1 in the denominator).
         softmax: "plain", "float", "exp", "exp_max", "log".
         guard: "", "nan_to_num", "where" or "zero_rows".
-        rotary: "", "half", "interleaved", "partial".
+        rotary: "", "half", "interleaved", "partial", "axial" (one table of rows and columns), "axes" (half of the head
+            turned by row, half by column), "sections" (one table put together from three positions a token).
         norm: "", "rms" or "layer", over the heads of query and key.
         weights: Whether the attention weights are an output too.
         project: Whether an output projection follows.
         dropout: Whether a dropout (idle in eval) stands after the softmax.
+        relative: Products of query or key with vectors of relative positions, added to the scores: "", gathered as
+            DeBERTa does ("c2p", "p2c", "both"), or every product made and its rows shifted ("shift" over a padded
+            view, "shift_xl" for causal attention, "shift_select" by index_select).
+        position_bias: Whether a shifted product has biases of its own: one on the query of each product.
+        shared_positions: Whether the projections of key and query project the positions too.
+        tokens: "" (a sequence), "channels" (an image, channels first, projected by 1 x 1 convolutions), "windows" (an
+            image parted into windows that are folded into the batch) or "shifted" (windows of a rolled image).
+        reduce: "", "stride", "pool" or "conv": keys and values are made of half as many tokens.
+        memory: "", "learned" (two keys and values before all others), "zeros" (one of zeros behind them) or "sequence"
+            (keys of another sequence before those of the own).
+        talking: "", "before", "after" or "both": heads are mixed before or after the softmax.
     """
 
     heads: int = 4
@@ -86,6 +101,23 @@ class AttentionSpec:
     weights: bool = False
     project: bool = True
     dropout: bool = False
+    relative: str = ""
+    position_bias: bool = False
+    shared_positions: bool = False
+    tokens: str = ""
+    reduce: str = ""
+    memory: str = ""
+    talking: str = ""
+
+    @property
+    def other_keys(self) -> bool:
+        """Whether there are other keys than queries."""
+        return bool(self.cross or self.reduce or self.memory)
+
+    @property
+    def biased(self) -> bool:
+        """Whether something is added to the scores besides masks."""
+        return bool(self.bias or self.relative)
 
     @property
     def masked(self) -> bool:
@@ -97,11 +129,14 @@ class AttentionSpec:
         grouped = self.kv_heads != self.heads
         rules = (
             self.heads % self.kv_heads == 0,
-            not (self.cross and (self.packing != "separate" or self.rotary)),
+            not (self.cross and self.packing not in ("separate", "latent")),
+            not ((self.cross or self.reduce or self.memory == "sequence") and self.rotary),
             not (self.packing in ("unbind", "heads_first", "last") and (grouped or self.value_size != self.size)),
-            not (self.cross and {"segments", "queries", "block"} & set(self.masks)),
+            not (self.other_keys and {"segments", "queries", "block"} & set(self.masks)),
             not (self.repeat == "sdpa" and self.product != "sdpa"),
             not (self.repeat == "grouped" and (self.product != "matmul" or self.rich or not grouped)),
+            self._fits_positions(),
+            self._fits_tokens(),
             not (self.product == "sdpa" and self.written_out),
             not (self.product in ("bmm", "baddbmm") and self.scale in ("learned", "cosine")),
             not (self.time_first and self.product == "einsum"),
@@ -112,10 +147,41 @@ class AttentionSpec:
         )
         return all(rules)
 
+    def _fits_positions(self) -> bool:
+        shifted, grouped = self.relative.startswith("shift"), self.kv_heads != self.heads
+        latent = self.packing == "latent"
+        rules = (
+            not (self.position_bias and not shifted),
+            not (self.shared_positions and (shifted or not self.relative or self.tokens == "channels")),
+            not (self.shared_positions and (self.packing != "separate" or grouped)),
+            not (self.relative == "shift_xl" and ("causal" not in self.masks or self.other_keys)),
+            not (self.rotary in ("axial", "axes") and self.size % 4),
+            not (self.rotary == "sections" and (self.size < 8 or self.size % 8 or self.tokens)),
+            not (latent and (grouped or self.norm or self.size % 4 or self.tokens == "channels")),
+            not (latent and self.rotary not in ("", "half", "interleaved")),
+            not (self.talking and (self.product not in ("matmul", "einsum") or self.letters != "bhqk")),
+        )
+        return all(rules)
+
+    def _fits_tokens(self) -> bool:
+        windows = self.tokens in ("windows", "shifted")
+        rules = (
+            not (self.reduce and (self.packing not in ("separate", "latent") or self.time_first or windows)),
+            not (self.memory == "sequence" and (self.cross or self.reduce or self.tokens)),
+            not (self.memory == "sequence" and self.packing not in ("separate", "latent")),
+            not (self.tokens and (self.time_first or self.weights or self.bias == "input")),
+            not (self.tokens and not set(self.masks) <= INDEX_MASKS),
+            not (windows and self.cross),
+            not (self.tokens == "channels" and self.packing not in ("separate", "unbind")),
+            not (self.tokens == "shifted" and (self.product != "matmul" or self.memory)),
+        )
+        return all(rules)
+
     @property
     def rich(self) -> bool:
         """Whether something stands between the score product and the softmax besides a scale."""
-        return bool(self.masks or self.bias or self.softcap or self.sink or self.weights or self.scale == "learned")
+        between = self.softcap or self.sink or self.weights or self.talking or self.scale == "learned"
+        return bool(self.masks or self.biased or between or self.tokens == "shifted")
 
     @property
     def written_out(self) -> bool:
@@ -129,6 +195,7 @@ class AttentionSpec:
             or self.scale in ("late", "learned", "cosine", "divide", "key", "both")
             or self.dropout
             or self.floor
+            or self.talking
         )
 
 
@@ -166,7 +233,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "value_size": (8, 8, 16, 4, 6),
     "cross": (False, False, False, True),
     "time_first": (False, False, False, True),
-    "packing": ("separate", "separate", "split", "unbind", "heads_first", "last"),
+    "packing": ("separate", "separate", "separate", "split", "unbind", "heads_first", "last", "latent"),
     "linear_bias": (True, True, False),
     "repeat": ("expand", "expand", "interleave", "index", "grouped", "sdpa"),
     "product": ("sdpa", "matmul", "matmul", "matmul", "bmm", "baddbmm", "einsum", "einsum"),
@@ -200,38 +267,57 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "sink": ("",) * 8 + ("logit", "one"),
     "softmax": ("plain", "plain", "plain", "float", "exp", "exp_max", "log"),
     "guard": ("",) * 5 + ("nan_to_num", "where", "zero_rows"),
-    "rotary": ("",) * 5 + ("half", "interleaved", "partial"),
+    "rotary": ("",) * 5 + ("half", "interleaved", "partial", "axial", "axes", "sections"),
     "norm": ("",) * 5 + ("rms", "layer"),
     "weights": (False,) * 7 + (True,),
     "project": (True, False),
     "dropout": (False, False, True),
+    "relative": ("",) * 30 + ("c2p", "p2c", "both", "shift", "shift_xl", "shift_select"),
+    "position_bias": (False, True),
+    "shared_positions": (False, True),
+    "tokens": ("",) * 12 + ("channels", "windows", "shifted"),
+    "reduce": ("",) * 15 + ("stride", "pool", "conv"),
+    "memory": ("",) * 12 + ("learned", "zeros", "sequence"),
+    "talking": ("",) * 40 + ("before", "after", "both"),
 }
 
 
-_PLAIN_FOR_GROUPED = ("softcap", "sink", "masks", "bias", "weights", "scale", "packing", "guard")
-_PLAIN_FOR_SDPA = ("softcap", "floor", "sink", "softmax", "weights", "guard", "dropout")
+_PLAIN_FOR_GROUPED = (
+    "softcap", "sink", "masks", "bias", "weights", "scale", "packing", "guard", "relative", "talking", "tokens",
+)  # fmt: skip
+_PLAIN_FOR_SDPA = ("softcap", "floor", "sink", "softmax", "weights", "guard", "dropout", "talking")
 
 
-def draw(rng: random.Random) -> AttentionSpec:
-    """A random attention whose fields fit together."""
+def draw(rng: random.Random, forced: Mapping[str, Sequence[Any]] | None = None) -> AttentionSpec:
+    """A random attention whose fields fit together; ``forced`` names fields and the only values they may take."""
+    forced = forced or {}
     while True:
-        fields: dict[str, Any] = {name: rng.choice(values) for name, values in _CHOICES.items()}
-        if rng.random() < 0.6:  # most attention has one head count and one size
-            fields["kv_heads"] = fields["heads"]
-        if rng.random() < 0.6 or fields["product"] == "sdpa":
-            fields["value_size"] = fields["size"]
-        if fields["product"] == "sdpa":  # what the call cannot say stays plain
-            fields |= {name: getattr(AttentionSpec, name) for name in _PLAIN_FOR_SDPA}
-            fields["scale"] = rng.choice(("scores", "query", "none"))
-        if fields["repeat"] == "grouped" and rng.random() < 0.3:  # a five-axis product has room for little else
-            fields |= {name: getattr(AttentionSpec, name) for name in _PLAIN_FOR_GROUPED}
-            fields |= {"heads": 4, "kv_heads": rng.choice((1, 2)), "product": "matmul"}
-        letters = list("bhqkdv")
-        rng.shuffle(letters)
-        fields["rename"] = "".join(letters)
+        fields = _drawn(rng) | {name: rng.choice(values) for name, values in forced.items()}
+        if not fields["relative"].startswith("shift"):  # nothing is shifted that could have biases of its own
+            fields["position_bias"] = False
+        if not fields["relative"] or fields["relative"].startswith("shift"):
+            fields["shared_positions"] = False
         spec = AttentionSpec(**fields)
-        if spec.fits():
+        if spec.fits() and all(getattr(spec, name) in values for name, values in forced.items()):
             return spec
+
+
+def _drawn(rng: random.Random) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: rng.choice(values) for name, values in _CHOICES.items()}
+    if rng.random() < 0.6:  # most attention has one head count and one size
+        fields["kv_heads"] = fields["heads"]
+    if rng.random() < 0.6 or fields["product"] == "sdpa":
+        fields["value_size"] = fields["size"]
+    if fields["product"] == "sdpa":  # what the call cannot say stays plain
+        fields |= {name: getattr(AttentionSpec, name) for name in _PLAIN_FOR_SDPA}
+        fields["scale"] = rng.choice(("scores", "query", "none"))
+    if fields["repeat"] == "grouped" and rng.random() < 0.3:  # a five-axis product has room for little else
+        fields |= {name: getattr(AttentionSpec, name) for name in _PLAIN_FOR_GROUPED}
+        fields |= {"heads": 4, "kv_heads": rng.choice((1, 2)), "product": "matmul"}
+    letters = list("bhqkdv")
+    rng.shuffle(letters)
+    fields["rename"] = "".join(letters)
+    return fields
 
 
 def for_older_exporter(spec: AttentionSpec) -> AttentionSpec:

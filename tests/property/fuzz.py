@@ -1,7 +1,7 @@
 """The long run of the differential suite: ``python -m tests.property.fuzz --seconds 600 --seed 1 --report out.json``.
 
 Draws random attention modules, exports and fuses them, and compares them with eager in float64 at sizes the trace
-did not see. Whatever is wrong or breaks is shrunk to a module of one attention and printed as source.
+did not see. Whatever is wrong, breaks or is overlooked is shrunk to a module of one attention and printed as source.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .attention_source import module_source
 from .attention_spec import AttentionSpec, draw, for_half, for_older_exporter, simpler
@@ -29,6 +30,8 @@ __all__ = ["Lane", "fuzz", "main", "shrink"]
 GROUP = {"torch.export": 24, "torchscript": 1, "written": 24}
 #: Of so many written modules one is fused with its heads in another order too.
 HEADS_EVERY = 8
+#: What is said of an attention that the journal does not know.
+UNRECORDED = "left no record in the journal"
 #: Trials a shrink may cost.
 SHRINK_LIMIT = 24
 
@@ -97,8 +100,8 @@ class _Run:
         if result.broken:
             self._report(specs[0], result.broken, case)
         for found in result.found:
-            if found.problem:
-                self._report(found.spec, found.problem, case)
+            if found.problem or found.site is None:
+                self._report(found.spec, found.problem or UNRECORDED, case)
 
     def _report(self, spec: AttentionSpec, trouble: str, case: dict[str, object]) -> None:
         """Print a failure; the first of a kind is shrunk and kept."""
@@ -110,7 +113,7 @@ class _Run:
 
         def fails(candidate: AttentionSpec) -> bool:
             again = trial([candidate], **case)  # type: ignore[arg-type]
-            now = again.broken or again.found[0].problem
+            now = again.broken or again.found[0].problem or (UNRECORDED if again.found[0].site is None else "")
             return _kind(now) == kind
 
         alone = fails(spec)
@@ -133,6 +136,7 @@ def fuzz(
     seed: int,
     lanes: Sequence[Lane] = LANES,
     group: int | None = None,
+    only: Mapping[str, Sequence[Any]] | None = None,
     tell: Callable[[Counts], None] | None = None,
 ) -> Counts:
     """Try random attentions until the time is up or enough were tried.
@@ -143,6 +147,7 @@ def fuzz(
         seed: Decides everything that is drawn.
         lanes: What to try, by weight.
         group: Attentions of one module; None for what suits the exporter.
+        only: Names of fields and the only values that are drawn for them.
         tell: Called with the counts now and then.
     """
     rng, run, number = random.Random(seed), _Run(), 0
@@ -151,7 +156,7 @@ def fuzz(
         while time.monotonic() < end and (sites is None or run.counts.tried < sites):
             lane = rng.choices(lanes, [x.weight for x in lanes])[0]
             count = min(group or GROUP[lane.exporter], GROUP[lane.exporter])
-            specs = [_fitting(draw(rng), lane) for _ in range(count)]
+            specs = [_fitting(draw(rng, only), lane) for _ in range(count)]
             target = rng.choices(list(TARGETS), (6, 1, 3))[0]
             if lane.exporter == "torchscript" and target == "portable":
                 target = "cpu"  # that exporter has no opset 23
@@ -169,6 +174,19 @@ def _fitting(spec: AttentionSpec, lane: Lane) -> AttentionSpec:
     return for_half(spec) if lane.dtype != "float32" else spec
 
 
+def _only(text: str) -> tuple[str, tuple[Any, ...]]:
+    """ "size=8,16" as the name of a field and its values; masks that act together are joined by "+"."""
+    name, _, values = text.partition("=")
+    plain = getattr(AttentionSpec(), name, None)
+    if plain is None or not values:
+        raise argparse.ArgumentTypeError(f"'{text}' is not FIELD=VALUE with a field of AttentionSpec")
+    if isinstance(plain, tuple):
+        return name, tuple(tuple(value.split("+")) for value in values.split(","))
+    if isinstance(plain, bool):
+        return name, tuple(value == "True" for value in values.split(","))
+    return name, tuple(type(plain)(value) for value in values.split(","))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns 1 when anything was wrong or broke, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,6 +196,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, default=None, help="write the counts as JSON, also on the way")
     parser.add_argument("--page", type=Path, default=None, help="write the counts as a page")
     parser.add_argument("--lane", action="append", choices=[lane.name for lane in LANES], default=None)
+    parser.add_argument("--group", type=int, default=None, help="attentions of one module at most")
+    parser.add_argument(
+        "--only",
+        action="append",
+        type=_only,
+        default=[],
+        metavar="FIELD=VALUE[,VALUE]",
+        help="fix a field of AttentionSpec",
+    )
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     lanes = [lane for lane in LANES if given.lane is None or lane.name in given.lane]
@@ -189,7 +216,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.page is not None:
             given.page.write_text(counts.page([given.seed]), encoding="utf-8")
 
-    counts = fuzz(seconds=given.seconds, sites=given.sites, seed=given.seed, lanes=lanes, tell=tell)
+    counts = fuzz(
+        seconds=given.seconds,
+        sites=given.sites,
+        seed=given.seed,
+        lanes=lanes,
+        group=given.group,
+        only=dict(given.only),
+        tell=tell,
+    )
     tell(counts)
     if given.report is None:
         print(json.dumps(counts.as_json(), indent=2))

@@ -93,6 +93,24 @@ class Size:
 
     __rmul__ = __mul__
 
+    def __add__(self, other: Size | int) -> Size:
+        return self._with("Add", other)
+
+    def __radd__(self, other: int) -> Size:
+        return self._with("Add", other)
+
+    def __rsub__(self, other: int) -> Size:
+        def write() -> ir.Value:
+            return self.tape.op("Sub", self.tape.vector(other), self.vector)
+
+        return Size(self.tape, write, f"Sub({other}, {self.key})")
+
+    def __floordiv__(self, other: int) -> Size:
+        return self._with("Div", other)
+
+    def __mod__(self, other: int) -> Size:
+        return self._with("Mod", other)
+
 
 def key_of(size: Size | int | None) -> str | int | None:
     """What tells whether two lengths are equal."""

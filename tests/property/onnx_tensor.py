@@ -136,6 +136,9 @@ class Tensor:
     def __truediv__(self, other: Any) -> Tensor:
         return self.binary("Div", other)
 
+    def __mod__(self, other: Any) -> Tensor:
+        return self.binary("Mod", other)
+
     def __floordiv__(self, other: Any) -> Tensor:
         return self.binary("Div", other)  # of positive integers
 
@@ -204,19 +207,26 @@ class Tensor:
         value = self.tape.op("Where", where.value, fill.value, self.value)
         return self.made(value, joined(where.dims, self.dims))
 
-    # --- reductions, all of which keep the last axis when asked to
+    # --- reductions
 
-    def _reduced(self, op: str, since: int) -> Tensor:
-        return self.made(self.tape.reduce(op, self.value, -1, since=since), (*self.dims[:-1], 1))
+    def _reduced(self, op: str, since: int, dim: int = -1, keepdim: bool = True) -> Tensor:
+        axis = dim % len(self.dims)
+        wide = self.made(
+            self.tape.reduce(op, self.value, axis, since=since), (*self.dims[:axis], 1, *self.dims[axis + 1 :])
+        )
+        if keepdim:
+            return wide
+        rest = (*self.dims[:axis], *self.dims[axis + 1 :])
+        return self.made(self.tape.op("Squeeze", wide.value, self.tape.ints(axis)), rest)
 
     def sum(self, dim: int, keepdim: bool) -> Tensor:
-        return self._reduced("ReduceSum", 13)
+        return self._reduced("ReduceSum", 13, dim, keepdim)
 
-    def mean(self, dim: int, keepdim: bool) -> Tensor:
-        return self._reduced("ReduceMean", 18)
+    def mean(self, dim: int, keepdim: bool = False) -> Tensor:
+        return self._reduced("ReduceMean", 18, dim, keepdim)
 
     def amax(self, dim: int, keepdim: bool) -> Tensor:
-        return self._reduced("ReduceMax", 18)
+        return self._reduced("ReduceMax", 18, dim, keepdim)
 
     # --- order of axes
 
@@ -321,14 +331,12 @@ class Tensor:
         value = self.tape.op("Gather", self.value, index, axis=axis)
         return self.made(value, (*self.dims[:axis], *dims, *self.dims[axis + 1 :]))
 
-    def _slice(self, axis: int, start: int, stop: Any, step: int) -> Tensor:
-        end = stop.vector if isinstance(stop, Size) else self.tape.ints(stop)
-        value = self.tape.op(
-            "Slice", self.value, self.tape.ints(start), end, self.tape.ints(axis), self.tape.ints(step)
-        )
+    def _slice(self, axis: int, start: Any, stop: Any, step: int) -> Tensor:
+        begin, end = self.tape.vector(start), self.tape.vector(stop)
+        value = self.tape.op("Slice", self.value, begin, end, self.tape.ints(axis), self.tape.ints(step))
         size = self.dims[axis]
-        length: Whole = stop if isinstance(stop, Size) else None
-        if isinstance(size, int) and isinstance(stop, int):
+        length: Whole = stop if isinstance(stop, Size) and isinstance(start, int) and start == 0 else None
+        if isinstance(size, int) and isinstance(stop, int) and isinstance(start, int):
             length = len(range(size)[slice(start, stop, step)])
         return self.made(value, (*self.dims[:axis], length, *self.dims[axis + 1 :]))
 
@@ -338,10 +346,13 @@ class Tensor:
         if any(k is ... for k in keys):
             at = next(n for n, k in enumerate(keys) if k is ...)
             keys[at : at + 1] = [_EVERYTHING] * (len(self.dims) - taken)
-        result = self
-        for axis, item in enumerate(keys):
+        result, gone = self, 0
+        for place, item in enumerate(keys):
+            axis = place - gone
             if item is None:
                 result = result.unsqueeze(axis)
+            elif isinstance(item, int):
+                result, gone = result._take(axis, self.tape.const(np.array(item)), ()), gone + 1
             elif isinstance(item, Tensor):
                 result = result._take(axis, item.value, item.dims)
             elif item != _EVERYTHING:

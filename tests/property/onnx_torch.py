@@ -86,8 +86,31 @@ def _mirror(tape: Tape, module: torch.nn.Module) -> _Mirror:
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         setattr(mirror, name, lift(tape, tensor, tensor.dtype))
     for name, child in module.named_children():
-        setattr(mirror, name, _linear(tape, child) if isinstance(child, torch.nn.Linear) else _embedding(tape, child))
+        setattr(mirror, name, _layer(tape, child))
     return mirror
+
+
+def _layer(tape: Tape, module: torch.nn.Module) -> Any:
+    if isinstance(module, torch.nn.Linear):
+        return _linear(tape, module)
+    if isinstance(module, torch.nn.Embedding):
+        return _embedding(tape, module)
+    return lambda x: _convolution(tape, module, x)
+
+
+def _convolution(tape: Tape, module: Any, x: Tensor) -> Tensor:
+    parameters = [module.weight] if module.bias is None else [module.weight, module.bias]
+    weights = [lift(tape, p, x.dtype).value for p in parameters]
+    value = tape.op(
+        "Conv",
+        x.value,
+        *weights,
+        kernel_shape=list(module.kernel_size),
+        strides=list(module.stride),
+        pads=list(module.padding) * 2,
+    )
+    same = module.kernel_size[0] == 1
+    return x.made(value, (x.dims[0], module.out_channels, *(x.dims[2:] if same else [None] * len(x.dims[2:]))))
 
 
 def _embedding(tape: Tape, module: torch.nn.Module) -> Any:
@@ -104,7 +127,8 @@ def _linear(tape: Tape, module: torch.nn.Linear) -> Any:
             flat = tape.op("Reshape", x.value, tape.ints(-1, module.in_features))
             more = [] if bias is None else [lift(tape, bias, x.dtype).value]
             rows = tape.op("Gemm", flat, lift(tape, module.weight, x.dtype).value, *more, transB=1)
-            return x.made(rows, (None, module.out_features)).reshape(*(x.size_of(n) for n in range(2)), dims[-1])
+            lead = [x.size_of(n) for n in range(len(dims) - 1)]
+            return x.made(rows, (None, module.out_features)).reshape(*lead, dims[-1])
         if spelling == "transposed":
             weight = tape.op("Transpose", lift(tape, module.weight, x.dtype).value, perm=[1, 0])
         else:
@@ -147,8 +171,11 @@ class _Calls:
         made = self._tape.op("ConstantOfShape", self._tape.shape(sizes), value=value)
         return _Square(self._tape, made, sizes, dtype)
 
-    def zeros(self, *sizes: int, dtype: torch.dtype) -> Tensor:
-        return lift(self._tape, torch.zeros(*sizes, dtype=dtype), dtype)
+    def zeros(self, *sizes: Any, dtype: torch.dtype) -> Tensor:
+        if all(isinstance(size, int) for size in sizes):
+            return lift(self._tape, torch.zeros(*sizes, dtype=dtype), dtype)
+        value = ir.tensor(array_of(torch.zeros(1, dtype=dtype)))
+        return Tensor(self._tape, self._tape.op("ConstantOfShape", self._tape.shape(sizes), value=value), sizes, dtype)
 
     def zeros_like(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         shape = self._tape.op("Shape", like.value)
@@ -174,6 +201,42 @@ class _Calls:
 
     def stack(self, parts: Sequence[Tensor], dim: int) -> Tensor:
         return self.cat([p.unsqueeze(dim) for p in parts], dim)
+
+    def roll(self, x: Tensor, shift: int, dim: int) -> Tensor:
+        """The first ``-shift`` go to the end, the last ``shift`` to the front."""
+        end = np.iinfo(np.int64).max
+        parts = [x._slice(dim, -shift, end, 1), x._slice(dim, 0, -shift, 1)]
+        rolled = self.cat(parts, dim)
+        return x.made(rolled.value, x.dims)
+
+    def pad(self, x: Tensor, pads: Sequence[Any], value: float = 0) -> Tensor:
+        """Pads of the last axes, last axis first, in front and behind."""
+        pairs = [pads[n : n + 2] for n in range(0, len(pads), 2)]
+        pairs = [*pairs, *[(0, 0)] * (len(x.dims) - len(pairs))][::-1]
+        amounts = self._tape.shape([front for front, _ in pairs] + [back for _, back in pairs])
+        fill = lift(self._tape, value, x.dtype).value
+        dims = [_grown(d, front, back) for d, (front, back) in zip(x.dims, pairs, strict=True)]
+        return x.made(self._tape.op("Pad", x.value, amounts, fill), dims)
+
+    def gather(self, x: Tensor, dim: int, index: Tensor) -> Tensor:
+        return x.made(self._tape.op("GatherElements", x.value, index.value, axis=dim % len(x.dims)), index.dims)
+
+    def index_select(self, x: Tensor, dim: int, index: Tensor) -> Tensor:
+        return x._take(dim, index.value, index.dims)
+
+    def _pooled(self, x: Tensor, size: int, stride: int, padding: int) -> Tensor:
+        axes = len(x.dims) - 2
+        value = self._tape.op(
+            "AveragePool",
+            x.value,
+            kernel_shape=[size] * axes,
+            strides=[stride] * axes,
+            pads=[padding] * 2 * axes,
+            count_include_pad=1,
+        )
+        return x.made(value, (*x.dims[:2], *[None] * axes))
+
+    avg_pool1d = avg_pool2d = _pooled
 
     def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
         like = next(t for t in (a, b) if isinstance(t, Tensor))
@@ -210,7 +273,7 @@ class _Calls:
 
     def einsum(self, equation: str, a: Tensor, b: Tensor) -> Tensor:
         left, right, result = equation.replace("->", ",").split(",")
-        sizes = dict(zip(left + right, (*a.dims, *b.dims), strict=True))
+        sizes = dict(zip(right + left, (*b.dims, *a.dims), strict=True))
         value = self._tape.op("Einsum", a.value, b.value, equation=equation)
         return a.made(value, [sizes[letter] for letter in result])
 
@@ -293,6 +356,12 @@ class _Calls:
             mask = self.where(mask, lift(self._tape, 0.0, q.dtype), float("-inf"))
         weights = self.softmax(scores + mask, -1)
         return self.where(self.isnan(weights), 0.0, weights) @ v
+
+
+def _grown(size: Any, front: Any, back: Any) -> Any:
+    """A length with padding."""
+    fixed = isinstance(size, int) and isinstance(front, int) and isinstance(back, int)
+    return size + front + back if fixed else size if (front, back) == (0, 0) else None
 
 
 class _Square(Tensor):

@@ -15,7 +15,7 @@ from deployml.passes import proof
 from deployml.passes.attention import multi_head, own
 from deployml.passes.proof import Proof
 
-from . import attention_heads
+from . import attention_heads, attention_trial
 from .attention_feed import inputs, rows_with_keys
 from .attention_graphs import build
 from .attention_judge import SIZES, judge
@@ -205,7 +205,61 @@ def test_every_value_of_every_choice_is_drawn() -> None:
     assert seen["product"] == {"sdpa", "matmul", "bmm", "baddbmm", "einsum"}
     assert seen["repeat"] == {"expand", "interleave", "index", "grouped", "sdpa"}
     assert len(seen["masks"]) == 20 and len(seen["bias"]) == 10 and len(seen["fill"]) == 8
+    assert len(seen["relative"]) == 7 and len(seen["rotary"]) == 7 and len(seen["packing"]) == 6
+    assert [len(seen[name]) for name in ("tokens", "reduce", "memory", "talking")] == [4] * 4
+    assert seen["position_bias"] == seen["shared_positions"] == {True, False}
     assert len(seen["softmax"]) == 5 and len(seen["scale"]) == 9 and len(seen["rename"]) > 500
+
+
+@pytest.mark.parametrize("only", ({"relative": ("both",)}, {"tokens": ("windows",), "masks": (("causal",),)}))
+def test_fields_are_forced(only: Mapping[str, Any]) -> None:
+    rng = random.Random(9)
+    specs = [draw(rng, only) for _ in range(20)]
+    assert all(getattr(spec, name) in values for spec in specs for name, values in only.items())
+    assert len(set(specs)) == 20
+
+
+def test_an_attention_without_a_record_is_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_trial, "_site", lambda *_: None)
+    counts = fuzz(seconds=600, sites=1, seed=1, lanes=EVERYDAY[:1], group=1)
+    assert counts.overlooked == 1
+    assert [case["trouble"] for case in counts.cases] == ["left no record in the journal"]
+
+
+#: Keys fewer than queries leave late rows without any: once nothing said so. Windows folded into the batch, and keys of
+#: half the length, once had sizes nobody could tell; mixed heads were once overlooked.
+OF_OTHER_TOKENS = (
+    AttentionSpec(masks=("window",), reduce="stride"),
+    AttentionSpec(masks=("window",), window=12, cross=True),
+    AttentionSpec(tokens="shifted", bias="relative"),
+    AttentionSpec(tokens="windows", bias="table", packing="unbind"),
+    AttentionSpec(tokens="channels", reduce="conv"),
+    AttentionSpec(reduce="pool", masks=("padding",)),
+    AttentionSpec(memory="learned", masks=("padding", "causal"), relative="shift", position_bias=True),
+    AttentionSpec(memory="sequence", masks=("input",), packing="latent"),
+    AttentionSpec(packing="latent", rotary="interleaved", value_size=4),
+    AttentionSpec(relative="both", shared_positions=True, masks=("padding",)),
+    AttentionSpec(relative="shift_select", position_bias=True, bias="table"),
+    AttentionSpec(relative="shift_xl", masks=("causal",), scale="late"),
+    AttentionSpec(rotary="axes", size=16, value_size=16),
+    AttentionSpec(rotary="sections", masks=("causal",)),
+)
+
+
+@pytest.mark.parametrize("seed", (3, 5))
+def test_attention_over_other_tokens_is_fused(seed: int) -> None:
+    result = trial(OF_OTHER_TOKENS, seed=seed, exporter="written")
+    assert not result.broken
+    assert not [found.problem for found in result.found if found.problem]
+    assert [found.site and found.site.status for found in result.found] == ["fused"] * len(OF_OTHER_TOKENS)
+
+
+@pytest.mark.parametrize("talking", ("before", "after", "both"))
+@pytest.mark.parametrize("heads", (1, 4))
+def test_mixed_heads_are_declined_and_not_overlooked(talking: str, heads: int) -> None:
+    spec = AttentionSpec(talking=talking, heads=heads, kv_heads=heads)
+    (found,) = trial([spec], seed=1, exporter="written").found
+    assert found.site is not None and found.site.status == "declined" and not found.problem
 
 
 def test_written_modules_run_and_masks_mean_what_numpy_says() -> None:

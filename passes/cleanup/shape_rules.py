@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ...custom_ops import DOMAIN, mixture_of_experts, skip_normalization
 from ..graph import attribute
+from ..letters import letters_of
 from ..look import axes_of
 from ..symbols import at_least, ratio, same_dim
 
@@ -72,15 +73,14 @@ def _matmul(p: Vectors, node: ir.Node) -> Dims | None:
 
 
 def _einsum(p: Vectors, node: ir.Node) -> Dims | None:
-    equation = str(attribute(node, "equation", "")).replace(" ", "")
-    terms, arrow, result = equation.partition("->")
-    if not arrow or "." in equation:
+    letters = letters_of(node)
+    if letters is None:
         return None
     sizes: dict[str, Dims] = {}
-    for term, value in zip(terms.split(","), node.inputs, strict=True):
+    for term, value in zip(letters[:-1], node.inputs, strict=True):
         for letter, dim in zip(term, dims_of(value), strict=True):
             sizes.setdefault(letter, []).append(dim)
-    return [_joint(sizes[letter]) for letter in result]
+    return [_joint(sizes[letter]) for letter in letters[-1]]
 
 
 def _gemm(p: Vectors, node: ir.Node) -> Dims:

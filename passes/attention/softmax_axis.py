@@ -69,6 +69,8 @@ class SoftmaxAxis(Rule):
             raise Declined("unknown-rank", "the rank of the scores is not known or below 3", at=node)
         rank = len(shape)
         axis = attribute(node, "axis", -1) % rank
+        if axis == rank - 1 and leads_to_product(source):  # another product beside it may be turned: a position term
+            raise Declined("no-match", "queries and keys are the last axes already")
         turned = list(attribute(transpose, "perm", ())) if transpose is not None else list(range(rank))
         back = tuple(int(i) for i in np.argsort(turned))
         perm = back if back[-1] == axis else (*(i for i in range(rank) if i != axis), axis)

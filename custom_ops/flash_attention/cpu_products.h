@@ -3,6 +3,8 @@
 // Keys and values are packed once a tile; for a handful of rows they are read where they lie.
 #pragma once
 
+#include <bit>
+
 #include "cpu_direct.h"
 #include "cpu_forms.h"
 
@@ -134,9 +136,10 @@ class Products {
 
  private:
   /// Whether queries are read where they lie. They are read once a panel of keys, and over many panels a copy with rows
-  /// next to each other pays.
+  /// next to each other pays. The scale then meets the product and not the query: the bits are the same for a power of 2.
   bool queries_in_place(const Block& block) const {
-    return !work_.direct && call_.keys <= kPanelsInPlace * kPanel && block.rows % kExactRows == 0;
+    const bool power_of_two = (std::bit_cast<uint32_t>(call_.scale) & 0x007fffff) == 0;
+    return power_of_two && !work_.direct && call_.keys <= kPanelsInPlace * kPanel && block.rows % kExactRows == 0;
   }
 
   /// Whether values are read where they lie: few blocks of rows do not pay for packing.

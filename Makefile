@@ -10,6 +10,8 @@ VENV ?= .venv
 # Which onnxruntime: the GPU build also runs on the CPU; ONNXRUNTIME=onnxruntime is a quarter of its size.
 ONNXRUNTIME ?=
 OUT ?= out
+# Tests that run side by side; each worker holds torch and onnxruntime, 2 GB.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
 
 BIN := $(VENV)/bin
 PACKAGES := exporter passes custom_ops runtime
@@ -19,7 +21,7 @@ NATIVE := $(shell find custom_ops -name CMakeLists.txt -o -name '*.cmake' -o -na
 STAMP := $(VENV)/.installed-$(FILES)
 # Temporary folders of its own: pytest sessions that run at the same time clear away each other's old ones.
 PYTEST = folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	PYTEST_DEBUG_TEMPROOT=$$folder $(BIN)/python -m pytest -c tests/pytest.ini --rootdir tests
+	PYTEST_DEBUG_TEMPROOT=$$folder $(BIN)/python -m pytest -c tests/pytest.ini --rootdir tests -n $(JOBS) --dist worksteal
 
 .PHONY: help
 help: ## list the goals
@@ -69,7 +71,7 @@ matrix: $(STAMP) ## run the golden models under other versions and write docs/co
 	$(BIN)/python -m tests.golden.matrix $(ARGS)
 
 .PHONY: zoo
-zoo: $(STAMP) ## export every model of the zoo, fused, and compare each with eager (an hour)
+zoo: $(STAMP) ## export every model of the zoo, fused, and compare each with eager (half an hour)
 	$(PYTEST) tests/zoo -m zoo $(ARGS)
 
 .PHONY: lint

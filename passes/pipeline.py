@@ -109,9 +109,11 @@ def run(
         engine.run("layout", layout.RULES)
         whole.timed("dedupe", model, deduplicate)
     with hook("neighbours"):
-        experts.join_experts(engine)
+        if options.fuse_attention:
+            experts.join_experts(engine)
         engine.run("activations", activations.RULES)
-        experts.lower_experts(engine)
+        if options.fuse_attention:
+            experts.lower_experts(engine)
         attention.refine_attention(engine)
         engine.run("layout", layout.RULES)
     with hook("clean up"):

@@ -78,7 +78,7 @@ class SoftmaxAttention(Rule):
         if product.widened and down.node.outputs[0].dtype == ir.DataType.FLOAT:
             raise Declined("softmax-dtype", "the softmax is wider than its scores and stays so", at=node)
         _forbid(product, down, node)
-        return Facts(node, product, down, lifted_heads(query, key, down.node.inputs[1]), read_elsewhere(node, down))
+        return Facts(node, product, down, lifted_heads(query, key, down.node.inputs[1]), read_elsewhere(down))
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
         value_operand = facts.down.node.inputs[1]
@@ -105,8 +105,8 @@ class SoftmaxAttention(Rule):
         output = made[0] if outputs == 2 else made
         old, new = [facts.down.node.outputs[0]], [frame.back(output, facts.down.node.outputs[0])]
         if outputs == 2:
-            old.append(facts.softmax.outputs[0])
-            new.append(frame.back(made[1], facts.softmax.outputs[0]))
+            old.append(facts.down.kept)
+            new.append(frame.back(made[1], facts.down.kept))
         return Replacement(
             old=old,
             new=new,

@@ -13,6 +13,8 @@ from .scores import leads_to_product
 
 __all__ = ["SoftmaxAxis"]
 
+#: Values looked at between a softmax and its product: factors, cap, biases and masks are few.
+_MOST = 64
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip")
 #: What hands weights on to their product with the value.
 _CARRIES = ("Where", "Cast", "Identity")
@@ -138,31 +140,19 @@ def _condition(g: Builder, value: ir.Value, perm: tuple[int, ...], turned: dict[
 
 def _turned_product(value: ir.Value) -> ir.Node | None:
     """The Transpose of a score product that a value comes from over element-wise operators, or None."""
-    for _ in range(16):
-        node = value.producer()
+    queue, seen = [value], {id(value)}
+    while queue and len(seen) < _MOST:
+        node = queue.pop(0).producer()
         if node is None:
-            return None
-        if node.op_type == "Transpose":
-            source = node.inputs[0]
-            return node if source is not None and leads_to_product(source) else None
+            continue
+        if node.op_type == "Transpose" and node.inputs[0] is not None and leads_to_product(node.inputs[0]):
+            return node
         if node.op_type not in _ELEMENTWISE:
-            return None
-        following = [v for v in (node.inputs[1:] if node.op_type == "Where" else node.inputs) if v is not None]
-        value = next((v for v in following if _reaches_transpose(v)), following[0])
+            continue
+        above = [v for v in (node.inputs[1:] if node.op_type == "Where" else node.inputs) if v is not None]
+        queue += [v for v in above if id(v) not in seen]
+        seen |= {id(v) for v in above}
     return None
-
-
-def _reaches_transpose(value: ir.Value) -> bool:
-    for _ in range(16):
-        node = value.producer()
-        if node is None:
-            return False
-        if node.op_type == "Transpose":
-            return node.inputs[0] is not None and leads_to_product(node.inputs[0])
-        if node.op_type not in _ELEMENTWISE or node.inputs[0] is None:
-            return False
-        value = node.inputs[0] if node.op_type != "Where" else (node.inputs[2] or node.inputs[0])
-    return False
 
 
 def _turned(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> ir.Value:

@@ -25,6 +25,7 @@ class Downward:
         probabilities: The value the MatMul reads.
         views: Reshapes on the way, softmax first.
         sliced: Which column is left out on the way: "last", "first", or "" for none.
+        kept: The weights without that column; those of the softmax where none is left out.
         blanked: Conditions under which weights are set to 0 on the way, each with whether it is the one that keeps.
     """
 
@@ -33,6 +34,7 @@ class Downward:
     probabilities: ir.Value
     views: tuple[View, ...]
     sliced: str
+    kept: ir.Value
     blanked: tuple[tuple[ir.Value, bool], ...] = ()
 
 
@@ -55,6 +57,7 @@ def walk_down(softmax: ir.Node) -> Downward:
         Declined: "no-match" when the weights lead to no such product.
     """
     value, guarded, sliced = softmax.outputs[0], False, ""
+    kept = value
     views: list[View] = []
     blanked: list[tuple[ir.Value, bool]] = []
     for _ in range(12):
@@ -65,9 +68,10 @@ def walk_down(softmax: ir.Node) -> Downward:
         if op_name(node) == "MatMul":
             if node.inputs[0] is not value or _is_weight(node.inputs[1]):
                 raise Declined("no-match", "the softmax is no attention")
-            return Downward(node, guarded, value, tuple(views), sliced, tuple(blanked))
+            return Downward(node, guarded, value, tuple(views), sliced, kept, tuple(blanked))
         guarded = guarded or is_guard
-        sliced = sliced or (_dropped(node) if node.op_type == "Slice" else "")
+        if node.op_type == "Slice" and not sliced:
+            sliced, kept = _dropped(node), node.outputs[0]
         if node.op_type == "Where" and not is_guard:
             blanked.append(_blank(node, value))
         if node.op_type in ("Reshape", "Unsqueeze", "Squeeze"):
@@ -128,9 +132,9 @@ def _is_weight(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and not value.is_graph_input()
 
 
-def read_elsewhere(softmax: ir.Node, down: Downward) -> bool:
+def read_elsewhere(down: Downward) -> bool:
     """Whether the attention weights have a reader besides the value product (guards and casts on the way aside)."""
-    value: ir.Value = softmax.outputs[0]
+    value = down.kept
     while True:
         if value.is_graph_output():
             return True

@@ -120,6 +120,10 @@ ONCE_DECLINED = (
     AttentionSpec(product="einsum", letters="bqhk", guard="zero_rows", masks=("causal", "padding"), weights=True),
     AttentionSpec(product="einsum", letters="hbqk", floor="clamp", masks=("left",), fill="min"),
     AttentionSpec(guard="zero_rows", masks=("padding", "causal"), fill="where", apart=True),
+    AttentionSpec(sink="logit", weights=True, masks=("causal",)),
+    AttentionSpec(sink="logit", weights=True, product="bmm", bias="table"),
+    AttentionSpec(product="einsum", letters="hbqk", softcap=5.0, masks=("segments",)),
+    AttentionSpec(product="einsum", letters="bqhk", softcap=5.0, bias="rows", masks=("causal", "padding"), fill="min"),
 )
 
 

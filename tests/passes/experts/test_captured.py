@@ -105,10 +105,10 @@ def module_of(form: str, implementation: str, chosen: int) -> nn.Module:
     return Routed(experts, chosen).eval()
 
 
-def exported(module: nn.Module, x: Tensor) -> pipeline.Outcome:
+def exported(module: nn.Module, x: Tensor, **options: Any) -> pipeline.Outcome:
     axes = {"x": {0: "batch", 1: "length"}}
     translated = translate(capture(Loaded(module, "module", "experts", (x,), {}, axes)), opset=21)
-    return pipeline.run(translated.model, TARGET, configure=custom_ops.register)
+    return pipeline.run(translated.model, TARGET, options=pipeline.Options(**options), configure=custom_ops.register)
 
 
 def compare(model: ir.Model, module: nn.Module, dtype: torch.dtype) -> None:
@@ -149,3 +149,16 @@ def test_experts_in_half_precision_are_one_node(form: str, dtype: torch.dtype) -
     outcome = exported(module, torch.randn(2, 5, HIDDEN))
     assert census(outcome.model).get(f"deployml::MixtureOfExperts_{form}") == 1, outcome.journal.declines
     compare(outcome.model, module, dtype)
+
+
+@pytest.mark.parametrize(
+    "switch", ({"disabled": ("EXP002",)}, {"disabled": ("gathered-experts",)}, {"fuse_attention": False}), ids=str
+)
+def test_gathered_experts_can_be_switched_off(switch: dict[str, Any]) -> None:
+    module = module_of("silu_gated", "batched_mm", 2)
+    outcome = exported(module, torch.randn(2, 5, HIDDEN), simplify=False, **switch)
+    counts = census(outcome.model)
+    assert not [op for op in counts if op.startswith("deployml::")]
+    assert counts.get("GatherND", 0) + counts.get("Gather", 0) >= 2, f"no weights are gathered: {counts}"
+    assert not [r for r in outcome.journal.rewrites if r.rule.startswith("EXP")]
+    compare(outcome.model, module, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -102,6 +103,24 @@ def test_a_loop_over_experts_is_one_node(mixture: type[Mixture], expert: Callabl
     signature = "gelu_bias" if expert is biased else "silu_gated"
     assert counts.get(f"deployml::MixtureOfExperts_{signature}") == 1, outcome.journal.declines
     assert not {"NonZero", "ScatterND", "GatherND", "Concat", "Transpose"} & set(counts) - _shape_nodes(outcome.model)
+    _compare(outcome.model, module)
+
+
+@pytest.mark.parametrize(
+    "switch", ({"disabled": ("EXP003",)}, {"disabled": ("looped-experts",)}, {"fuse_attention": False})
+)
+@pytest.mark.parametrize("mixture", (OnHits, OnAll))
+def test_the_rule_can_be_switched_off(mixture: type[Mixture], switch: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = mixture(Gated).eval()
+    axes = {"x": {0: "batch", 1: "length"}}
+    plain = translate(capture(Loaded(module, "module", "experts", (torch.randn(2, 5, HIDDEN),), {}, axes)), opset=21)
+    options = pipeline.Options(simplify=False, **switch)
+    outcome = pipeline.run(plain.model, TARGET, options=options, configure=custom_ops.register)
+    counts = census(outcome.model)
+    assert not [op for op in counts if op.startswith("deployml::")]
+    assert counts["MatMul"] + counts.get("Gemm", 0) == 1 + 3 * EXPERTS, "the router and three layers of each expert"
+    assert not [r for r in outcome.journal.rewrites if r.rule.startswith("EXP")]
     _compare(outcome.model, module)
 
 

@@ -28,6 +28,7 @@ from ..runtime.report import LatencyReport, ParityReport, Profile, SweepPoint
 from ..runtime.session import Optimize, feeds_for, nodes_per_provider, open_session
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner, to_ort
+from .settled import settled_outputs
 
 __all__ = [
     "TOLERANCE",
@@ -147,6 +148,7 @@ def measure_parity(
             reference_name=reference.name,
             unfused=None if plain is None else session_runner(plain),
             same_dtype=reference.same_dtype,
+            settled=settled_outputs(graph.path),
             on_case=lambda case: stage.advance(text=case.name),
         )
         return replace(found, nodes=nodes_per_provider(session))

@@ -5,7 +5,7 @@ Nothing here knows what runs: both sides are callables from named arrays to a se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,7 @@ def validate(
     unfused: Runner | None = None,
     same_dtype: bool = True,
     repeat: bool = True,
+    settled: Collection[str] = (),
     on_case: Callable[[Case], None] | None = None,
 ) -> ParityReport:
     """Compare ``run`` with ``reference`` on every case.
@@ -54,11 +55,14 @@ def validate(
         unfused: The graph before fusion; its own error is stated and, in half precision, is the yardstick.
         same_dtype: Whether output dtypes must equal the reference's; False allows a wider reference.
         repeat: Run every case twice to see whether the bits repeat.
+        settled: Outputs that no value of an input reaches: they are compared, but need not react. Where all are such,
+            they must.
         on_case: Called before each case, for a progress display.
     """
     names = tuple(output_names)
     trial = _Trial(run, reference, unfused, names, tolerance, basis or f"against {reference_name}", same_dtype)
-    reactions = Reactions(names, tolerance)
+    fixed = frozenset(names) & frozenset(settled) if set(names) - set(settled) else frozenset()
+    reactions = Reactions(names, tolerance, ignored=fixed)
     comparisons: list[Comparison] = []
     notes: dict[str, None] = {}
     for case in cases:
@@ -71,6 +75,7 @@ def validate(
             reactions.add(case, outputs)
     if any(c.verdict == "pass" for c in comparisons):
         comparisons += reactions.failures(run)
+    notes |= dict.fromkeys(f"'{name}' depends on no value of an input" for name in names if name in fixed)
     notes |= dict.fromkeys(_closing_notes(cases, names, comparisons))
     return ParityReport(
         verdict=_verdict(cases, names, comparisons),

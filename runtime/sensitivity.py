@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -27,13 +27,14 @@ class Reactions:
     Args:
         names: Names of the outputs.
         tolerance: Relative change below which an output counts as unmoved.
+        ignored: Outputs that need not move.
     """
 
-    def __init__(self, names: Sequence[str], tolerance: float) -> None:
+    def __init__(self, names: Sequence[str], tolerance: float, ignored: Collection[str] = ()) -> None:
         self._names = tuple(names)
         self._tolerance = tolerance
         self._seen: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
-        self._still = set(range(len(self._names)))
+        self._still = {index for index, name in enumerate(self._names) if name not in ignored}
         self._cases: list[tuple[Case, Sequence[np.ndarray]]] = []
 
     def add(self, case: Case, outputs: Sequence[np.ndarray]) -> None:

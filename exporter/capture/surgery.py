@@ -141,7 +141,15 @@ def drop_empty_concatenations(program: ExportedProgram) -> None:
         for node in list(graph.nodes):
             if node.target is _aten.cat.default:
                 _drop_empty(node)
+        _list_readers(graph)
         graph.eliminate_dead_code()
+
+
+def _list_readers(graph: torch.fx.Graph) -> None:
+    """Enter every node among the readers of what it reads: torch leaves some out, and cannot erase these then."""
+    for node in graph.nodes:
+        for operand in node.all_input_nodes:
+            operand.users.setdefault(node)
 
 
 def _drop_empty(node: torch.fx.Node) -> None:

@@ -62,6 +62,18 @@ class VisitingHits(Experts):
             result.index_add_(0, token, self.experts[number](tokens[token]) * weights[token, rank, None])
 
 
+class QuietHits(Experts):
+    """Hits are sought without gradients, on a mask made there."""
+
+    def visit(self, tokens: Tensor, weights: Tensor, mask: Tensor, result: Tensor) -> None:
+        with torch.no_grad():
+            mask = mask.clone()
+            hits = torch.greater(mask.permute(0, 2, 1).sum(dim=(-1, -2)), 0).nonzero()
+        for hit in hits:
+            rank, token = torch.where(mask[hit[0]])
+            result.index_add_(0, token, self.experts[hit[0]](tokens[token]) * weights[token, rank, None])
+
+
 class NamingHits(Experts):
     """Experts kept by name, their router brought to the type of its input on every call."""
 
@@ -89,7 +101,9 @@ def _loaded(module: nn.Module) -> Loaded:
     return Loaded(module.eval(), "module", "experts", (torch.randn(2, 5, 8),), {}, {"x": {0: "batch", 1: "length"}})
 
 
-@pytest.mark.parametrize("module", [Skipping(), Asking(), VisitingHits(), NamingHits()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "module", [Skipping(), Asking(), VisitingHits(), QuietHits(), NamingHits()], ids=lambda m: type(m).__name__
+)
 def test_a_shortcut_is_left_out_and_said(module: Experts) -> None:
     captured = capture(_loaded(module))
     assert [note for note in captured.notes if "leaves the shortcuts out" in note]

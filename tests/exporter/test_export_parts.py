@@ -18,6 +18,7 @@ from deployml.exporter.fusing import check_required
 from deployml.exporter.invariants import breaches, checker_breach, signature_of
 from deployml.exporter.onnx_file import lift_opset, open_file
 from deployml.exporter.options import Options, output_path, require_count
+from deployml.exporter.settled import settled_outputs
 from deployml.exporter.writing import stamp, weight_bytes, write_models
 from deployml.runtime.errors import DeploymlBug, InputError, UnsupportedError, VerdictError
 from deployml.runtime.files import Staging
@@ -117,6 +118,19 @@ def test_offsets_into_one_table_and_boxes_are_kept_to():
     for case in parity_cases(specs):
         left, top, right, bottom = np.moveaxis(case.feeds["bbox"], -1, 0)
         assert (left <= right).all() and (top <= bottom).all()
+
+
+def test_outputs_that_only_shapes_reach_are_settled(tmp_path):
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    points (float[batch, 4] x) => (float[batch, 4] y, float[batch, 4] shape_only, float[2] learned)
+    <float[4] row = {1.0, 2.0, 3.0, 4.0}, float[2] bias = {0.5, 1.5}> {
+      size = Shape(x)
+      shape_only = Expand(row, size)
+      y = Add(x, shape_only)
+      learned = Neg(bias)
+    }"""
+    (tmp_path / "m.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    assert settled_outputs(tmp_path / "m.onnx") == {"shape_only", "learned"}
 
 
 def test_masks_that_are_added_are_told_by_their_example():

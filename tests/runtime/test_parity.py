@@ -235,6 +235,24 @@ def test_a_constant_output_fails_even_if_the_reference_agrees(value):
     assert "insensitive" in report.worst.note
 
 
+def test_an_output_that_no_input_reaches_need_not_react_beside_one_that_does():
+    def both(feeds):
+        return [*mean_of_real(feeds), np.full(3, 0.5, np.float32)]
+
+    given = {"output_names": ("y", "points"), "settled": {"points"}}
+    report = validate(both, both, CASES, **given)
+    assert report.verdict == "pass"
+    assert "'points' depends on no value of an input" in report.notes
+    assert {c.output for c in report.comparisons} == {"y", "points"}
+    assert validate(both, both, CASES, output_names=("y", "points")).verdict == "fail"
+    wrong = validate(lambda feeds: [both(feeds)[0], np.full(3, 0.6, np.float32)], both, CASES, **given)
+    assert wrong.verdict == "fail"
+    alone = validate(
+        lambda feeds: both(feeds)[1:], lambda feeds: both(feeds)[1:], CASES, output_names=("p",), settled="p"
+    )
+    assert alone.verdict == "fail"
+
+
 def test_an_output_that_moves_less_than_the_tolerance_is_insensitive():
     def blunt(feeds):
         return [np.float32(1000.0) + feeds["x"] * np.float32(1e-3)]

@@ -117,8 +117,8 @@ class Frame:
     def _unwidened(self, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
         """float16 query and key before a cast for their product alone: operators add up in float32 anyway.
 
-        Where a wide bias, factor or sink joins the scores they stay wide, and the value is widened; bfloat16 too, whose
-        narrow form the proof, which runs it in float32, does not find equal.
+        Where a wide bias, factor or sink joins the scores they stay wide, and the value is widened; bfloat16 too, which
+        would round the scale to eight bits.
         """
         product, half = self.product, self.value.dtype == ir.DataType.FLOAT16
         joined = product.factors or isinstance(product.sink, ir.Value) or any(t.kind == "bias" for t in product.terms)

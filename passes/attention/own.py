@@ -34,6 +34,7 @@ class Facts:
         bias: Additive bias as it stands.
         table: The bias as relative positions.
         window: Keys visible to a row, itself included.
+        lower_right: Whether causality is aligned to the last key and said by the attributes.
     """
 
     site: Site
@@ -42,6 +43,7 @@ class Facts:
     bias: ir.Value | None = None
     table: RelativeTable | None = None
     window: int | None = None
+    lower_right: bool = False
 
     @property
     def signature(self) -> Signature:
@@ -112,8 +114,8 @@ class OwnAttention(Rule):
             num_heads=site.heads,
             kv_heads=site.kv_heads,
             scale=node.scale,
-            causal=int(site.causal or node.causal != "none"),
-            lower_right=int(node.causal == "lower_right"),
+            causal=int(site.causal or node.causal != "none" or facts.lower_right),
+            lower_right=int(node.causal == "lower_right" or facts.lower_right),
             window_left=-1 if facts.window is None else facts.window - 1,
             softcap=node.softcap,
         )
@@ -150,7 +152,18 @@ def _facts(site: Site) -> Facts:
         return Facts(site, window=site.window)
     if site.padding is not None:
         return Facts(site, padding=site.padding)
-    return _as_table(site) or Facts(site, mask=node.mask, bias=node.bias)
+    return _behind_past(site) or _as_table(site) or Facts(site, mask=node.mask, bias=node.bias)
+
+
+def _behind_past(site: Site) -> Facts | None:
+    """The site of new tokens behind a past: causality aligned to the last key, and key padding at most beside it."""
+    if site.square or site.node.causal != "none":
+        return None
+    causal = [c for c in site.typed or () if isinstance(c, Causal) and c.lower_right]
+    paddings = [c for c in site.typed or () if isinstance(c, KeyPadding)]
+    if len(causal) != 1 or len(paddings) > 1 or len(causal) + len(paddings) != len(site.typed or ()):
+        return None
+    return Facts(site, padding=paddings[0] if paddings else None, lower_right=True)
 
 
 def _as_table(site: Site) -> Facts | None:

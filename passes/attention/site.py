@@ -30,6 +30,7 @@ class Site:
         mask_facts: Typed facts of the boolean mask, None when there is none or nothing is known.
         bias_facts: The same for the additive bias.
         causal: Whether row i provably sees no key after i, by attribute, mask or bias, with square scores.
+        typed: What mask and bias say, when all of it is known and exact; else None.
         causal_is_all: Whether mask and bias say nothing that causality does not say.
         padding: The flags when mask and bias together say nothing but which keys exist, else None.
         window: Keys visible to a row, itself included, when causality and a window are all there is; else None.
@@ -44,6 +45,7 @@ class Site:
     mask_facts: masks.MaskFacts | None
     bias_facts: masks.MaskFacts | None
     causal: bool
+    typed: tuple[masks.Conjunct, ...] | None
     causal_is_all: bool
     padding: masks.KeyPadding | None
     window: int | None
@@ -219,6 +221,7 @@ def study(node: ir.Node) -> Site:
         mask_facts=mask_facts,
         bias_facts=bias_facts,
         causal=causal,
+        typed=None if known is None else tuple(known),
         causal_is_all=causal and known is not None and all(_is_causal(c) for c in known),
         padding=_padding(known),
         window=_window(known) if causal else None,

@@ -62,11 +62,12 @@ class _LongWay(TorchFunctionMode):
         known: Conditions that never varied, by line.
         answer: For all others.
         whole: Whether a small fixed vector is visited whole instead of at its hits.
+        unused: How many of its last positions are left out.
     """
 
-    def __init__(self, known: Mapping[Frame, bool], *, answer: bool, whole: bool) -> None:
+    def __init__(self, known: Mapping[Frame, bool], *, answer: bool, whole: bool, unused: int = 0) -> None:
         super().__init__()
-        self.known, self.answer, self.whole = known, answer, whole
+        self.known, self.answer, self.whole, self.unused = known, answer, whole, unused
         # Tensors are kept alive, so that an id stays theirs.
         self._visited: dict[int, torch.Tensor] = {}  # those that stand for all positions of a vector
         self._position: dict[int, tuple[torch.Tensor, int]] = {}  # those that are one such position, and which
@@ -91,6 +92,7 @@ class _LongWay(TorchFunctionMode):
         condition = args[0]
         as_tuple = func is torch.where or kwargs.get("as_tuple", False)
         size = condition.shape[0] if condition.dim() == 1 else None
+        size = size - self.unused if isinstance(size, int) else None
         if self.whole and isinstance(size, int) and 0 < size <= _WHOLE:
             every = torch.arange(size) if as_tuple else torch.arange(size).unsqueeze(1)
             self._visited[id(every)] = every
@@ -146,11 +148,17 @@ def trace_without_shortcuts(
     known = constant_answers(module, examples)
     if known is None:
         return None
+    unused = 0  # positions at the end of a vector of hits that nothing can hit: the class of masked tokens
     for whole, answer in itertools.product((True, False), (True, False)):
         for variant in size_variants(examples):
             with contextlib.suppress(Exception):
-                with _LongWay(known, answer=answer, whole=whole):
-                    program = trace(module, variant, outputs)
+                try:
+                    with _LongWay(known, answer=answer, whole=whole, unused=unused):
+                        program = trace(module, variant, outputs)
+                except IndexError:  # one more class than there are experts
+                    unused = 1
+                    with _LongWay(known, answer=answer, whole=whole, unused=unused):
+                        program = trace(module, variant, outputs)
                 agreed = _agreed(module, program, examples)
                 if agreed > _NEEDED:
                     constant = (Decision(frame, value) for frame, value in known.items())

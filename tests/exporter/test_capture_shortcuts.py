@@ -74,6 +74,17 @@ class QuietHits(Experts):
             result.index_add_(0, token, self.experts[hit[0]](tokens[token]) * weights[token, rank, None])
 
 
+class OneMoreClass(Experts):
+    """The mask has a class more than there are experts, for tokens that belong to none (DBRX)."""
+
+    def visit(self, tokens: Tensor, weights: Tensor, mask: Tensor, result: Tensor) -> None:
+        mask = nn.functional.pad(mask, (0, 0, 0, 0, 0, 1))
+        matrices = torch.stack([expert.weight for expert in self.experts])
+        for hit in torch.greater(mask.sum(dim=(-1, -2)), 0).nonzero():
+            rank, token = torch.where(mask[hit[0]])
+            result.index_add_(0, token, tokens[token].matmul(matrices[hit[0]]) * weights[token, rank, None])
+
+
 class NamingHits(Experts):
     """Experts kept by name, their router brought to the type of its input on every call."""
 
@@ -102,7 +113,9 @@ def _loaded(module: nn.Module) -> Loaded:
 
 
 @pytest.mark.parametrize(
-    "module", [Skipping(), Asking(), VisitingHits(), QuietHits(), NamingHits()], ids=lambda m: type(m).__name__
+    "module",
+    [Skipping(), Asking(), VisitingHits(), QuietHits(), OneMoreClass(), NamingHits()],
+    ids=lambda m: type(m).__name__,
 )
 def test_a_shortcut_is_left_out_and_said(module: Experts) -> None:
     captured = capture(_loaded(module))

@@ -1,4 +1,4 @@
-"""Special functions that torch's ONNX translation lacks, written with the operators ONNX has."""
+"""Functions of one tensor that torch's ONNX translation lacks or gets wrong, written with the operators ONNX has."""
 
 from __future__ import annotations
 
@@ -38,7 +38,15 @@ _TAILS: Final = (
 
 def special_table() -> dict[Any, Any]:
     """torch op -> translation, for functions of one tensor."""
-    return {torch.ops.aten.erfinv.default: translate_erfinv}
+    aten = torch.ops.aten
+    return {aten.erfinv.default: translate_erfinv, aten.squeeze.dim: translate_squeeze}
+
+
+def translate_squeeze(self: ir.Value, dim: int) -> Any:
+    """Emit ``aten.squeeze.dim``, which leaves an axis of another size than 1 alone, as ONNX's ``Squeeze`` does not."""
+    if self.shape is None or len(self.shape) == 0 or self.shape[dim] != 1:
+        return op.Identity(self)
+    return op.Squeeze(self, op.Constant(value_ints=[dim]))
 
 
 def translate_erfinv(self: ir.Value) -> Any:

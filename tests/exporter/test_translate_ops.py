@@ -135,6 +135,18 @@ def test_pieces_of_a_computed_size_need_no_sequences() -> None:
             np.testing.assert_array_equal(found, expected.numpy())
 
 
+class Squeezed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x.squeeze(0) + 1, x.squeeze(-1) + 1, x[:, :1].squeeze(1), x.sum().squeeze(0))
+
+
+def test_squeezing_an_axis_of_another_size_changes_nothing() -> None:
+    translated = _translated(Squeezed(), torch.randn(3, 5, 4))
+    x = torch.randn(2, 7, 4)
+    for found, expected in zip(_run(translated, x), Squeezed()(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
 class Quantile(torch.nn.Module):
     """A cut at a quantile of the normal distribution, as sparse activations have it."""
 

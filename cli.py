@@ -109,6 +109,9 @@ class Opening:
     allow_globals: Annotated[
         list[str] | None, typer.Option("--allow-global", metavar="A.B.C", help="A name a pickled file may use.")
     ] = None
+    with_past: Annotated[
+        bool, typer.Option("--with-past", help="Make a decoder's key-value cache inputs and outputs.")
+    ] = False
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

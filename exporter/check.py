@@ -46,6 +46,7 @@ def check(
     factory: str | Callable[[], Any] | None = None,
     trust_pickle: bool = False,
     allow_globals: Sequence[str] = (),
+    with_past: bool = False,
     allow_cpu_fallback: bool = False,
     seconds: float = 10.0,
     progress: bool | Progress = False,
@@ -63,6 +64,8 @@ def check(
         factory: ``pkg.mod:build``, ``FILE.py:FN`` or a callable that builds the module a state_dict belongs to.
         trust_pickle: Run whatever a pickled file asks for.
         allow_globals: Dotted names a pickled file may use.
+        with_past: Make the key-value cache of a Hugging Face decoder inputs and outputs of the graph; inputs are then
+            not given. See :class:`deployml.exporter.load.past.WithPast`.
         allow_cpu_fallback: Accept a session on the CPU where the target's provider does not come up.
         seconds: Time for the latency run.
         progress: Show bars on stderr; or a :class:`Progress` to use.

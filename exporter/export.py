@@ -39,6 +39,7 @@ def export(
     factory: str | Callable[[], Any] | None = None,
     trust_pickle: bool = False,
     allow_globals: Sequence[str] = (),
+    with_past: bool = False,
     disable_fusion: Sequence[str] = (),
     external_data: ExternalData = "auto",
     allow_cpu_fallback: bool = False,
@@ -72,6 +73,8 @@ def export(
         factory: ``pkg.mod:build``, ``FILE.py:FN`` or a callable that builds the module a state_dict belongs to.
         trust_pickle: Run whatever a pickled file asks for.
         allow_globals: Dotted names a pickled file may use.
+        with_past: Make the key-value cache of a Hugging Face decoder inputs and outputs of the graph; inputs are then
+            not given. See :class:`deployml.exporter.load.past.WithPast`.
         disable_fusion: Codes or names of rules that must not run.
         external_data: Weights in a file of their own above a size ("auto"), "always" or "never".
         allow_cpu_fallback: Accept checks on the CPU where the target's provider does not come up.

@@ -142,6 +142,7 @@ class SourceOptions:
         factory: ``pkg.mod:build``, ``FILE.py:FN`` or a callable that builds the module a state_dict belongs to.
         trust_pickle: Run whatever a pickled file asks for.
         allow_globals: Dotted names a pickled file may use.
+        with_past: Make the key-value cache of a decoder inputs and outputs of the graph.
     """
 
     inputs: Sequence[str] = ()
@@ -149,6 +150,7 @@ class SourceOptions:
     factory: str | Callable[[], Any] | None = None
     trust_pickle: bool = False
     allow_globals: Sequence[str] = ()
+    with_past: bool = False
 
     def __post_init__(self) -> None:
         check_list("inputs", self.inputs, "inputs")

@@ -37,6 +37,7 @@ def validate(
     factory: str | Callable[[], Any] | None = None,
     trust_pickle: bool = False,
     allow_globals: Sequence[str] = (),
+    with_past: bool = False,
     allow_cpu_fallback: bool = False,
     data: str | Path | Iterable[Mapping[str, Any]] | None = None,
     progress: bool | Progress = False,
@@ -55,6 +56,8 @@ def validate(
         factory: ``pkg.mod:build``, ``FILE.py:FN`` or a callable that builds the module a state_dict belongs to.
         trust_pickle: Run whatever a pickled file asks for.
         allow_globals: Dotted names a pickled file may use.
+        with_past: Make the key-value cache of a Hugging Face decoder inputs and outputs of the graph; inputs are then
+            not given. See :class:`deployml.exporter.load.past.WithPast`.
         allow_cpu_fallback: Accept a session on the CPU where the target's provider does not come up.
         data: Compare on these inputs instead of a grid of our own: a folder of ``.npz`` or ``.pt`` files, one set of
             inputs each, or mappings from input names to arrays, as a generator yields them.

@@ -12,6 +12,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from ...runtime.errors import InputError
+from ...runtime.shapes import evaluate
 from ..loaded import Loaded
 
 __all__ = ["Axis", "ExampleInput", "Examples", "examples_of"]
@@ -26,6 +27,7 @@ class Axis:
         low, high: Declared bounds, None where there are none.
         automatic: Declared as ``Dim.AUTO``: torch may make it static without it being an error.
         derived: Declared as an expression of another axis (``2 * Dim("n")``).
+        summed: Declared as text that is arithmetic of other names (``"past + seq"``): its size follows theirs.
     """
 
     name: str = ""
@@ -33,6 +35,7 @@ class Axis:
     high: int | None = None
     automatic: bool = False
     derived: bool = False
+    summed: bool = False
 
     def hint(self) -> Any:
         """What torch.export is told: bounds kept, relations between axes left for it to find."""
@@ -95,8 +98,10 @@ class Examples:
         return {axis: leaf.axes[axis].hint() if axis in leaf.axes else None for axis in range(leaf.value.dim())}
 
     def sizes(self) -> dict[str, int]:
-        """Size of each named dynamic axis in the examples, in order of first appearance."""
-        return {axis.name: leaf.value.shape[at] for leaf, at, axis in self.dynamic() if axis.name}
+        """Size of each named dynamic axis in the examples, in order of first appearance; sums are left out."""
+        return {
+            axis.name: leaf.value.shape[at] for leaf, at, axis in self.dynamic() if axis.name and not axis.summed
+        }
 
     def dynamic(self) -> Iterator[tuple[ExampleInput, int, Axis]]:
         """Every declared dynamic axis as (input, axis number, declaration)."""
@@ -106,6 +111,7 @@ class Examples:
 
     def resized(self, sizes: Mapping[str, int]) -> Examples:
         """The same inputs with named axes of other sizes: entries are repeated, or cut off."""
+        sizes = self.sizes() | dict(sizes)
         leaves = tuple(self._resize(leaf, sizes) if leaf.is_tensor else leaf for leaf in self.leaves)
         return Examples(leaves, self.structure)
 
@@ -113,7 +119,7 @@ class Examples:
     def _resize(leaf: ExampleInput, sizes: Mapping[str, int]) -> ExampleInput:
         value = leaf.value
         for at, axis in sorted(leaf.axes.items()):
-            size = sizes.get(axis.name, value.shape[at])
+            size = evaluate(axis.name, sizes) if axis.summed else sizes.get(axis.name, value.shape[at])
             if size != value.shape[at] and value.shape[at] > 0:
                 value = value.index_select(at, torch.arange(size) % value.shape[at])
         return dataclasses.replace(leaf, value=value)
@@ -247,7 +253,7 @@ def _axis(dim: Any) -> Axis | None:
     if dim is None or isinstance(dim, int):
         return None
     if isinstance(dim, str):
-        return Axis(dim)
+        return Axis(dim.strip(), summed=not dim.strip().isidentifier())
     kind = getattr(getattr(dim, "type", None), "name", None)
     if kind is not None:
         return None if kind == "STATIC" else Axis("", dim.min, dim.max, automatic=kind == "AUTO")
@@ -258,8 +264,22 @@ def _axis(dim: Any) -> Axis | None:
     return Axis(str(dim.__name__), low, high if bounded else None, derived=derived)
 
 
+def _check_sums(examples: Examples) -> None:
+    sizes = examples.sizes()
+    for leaf, at, axis in examples.dynamic():
+        if not axis.summed:
+            continue
+        wanted, size = evaluate(axis.name, sizes), leaf.value.shape[at]
+        if wanted != size:
+            raise InputError(
+                f"The axis '{axis.name}' is {wanted} by the other inputs and {size} in input '{leaf.name}'.",
+                hint="Give example inputs whose sizes agree with the names.",
+            )
+
+
 def _check_sizes(examples: Examples) -> None:
     seen: dict[str, tuple[str, int, int]] = {}
+    _check_sums(examples)
     for leaf, at, axis in examples.dynamic():
         size = leaf.value.shape[at]
         first = seen.setdefault(axis.name, (leaf.name, at, size)) if axis.name else ("", 0, size)

@@ -18,7 +18,9 @@ class DimNames:
         self._made: dict[str, Any] = {}
 
     def __call__(self, name: str) -> Any:
-        """Return the ``Dim`` of this name."""
+        """Return the ``Dim`` of this name; arithmetic of names stays text, which torch has no object for."""
+        if not name.isidentifier():
+            return name
         if name not in self._made:
             from torch.export import Dim
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from typing import Any
 
+from ...runtime.shapes import symbols_of
 from .spec import InputSpec
 
 __all__ = ["Limits", "SizeChooser", "choose_sizes", "numbers_of"]
@@ -97,7 +98,7 @@ def choose_sizes(specs: tuple[InputSpec, ...], taken: set[int], limits: Limits) 
     written = {dim for spec in specs for dim in spec.dims if isinstance(dim, int)}
     chooser = SizeChooser(taken | written)
     sizes: dict[str, int] = {}
-    for dim in (dim for spec in specs for dim in spec.dims if isinstance(dim, str)):
+    for dim in (name for spec in specs for size in spec.dims for name in symbols_of(size)):
         if dim not in sizes:
             low, high = limits.get(dim) or _limits_by_name(dim, limits)
             sizes[dim] = chooser.pick(at_least=low if high is None else min(low, high), at_most=high)

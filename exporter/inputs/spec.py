@@ -18,7 +18,7 @@ DTYPES = (
 _SHORT = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int64"}
 _SHAPE = re.compile(r"(?P<name>[^:\[\]]+):(?P<dtype>[^\[\]]+)\[(?P<dims>[^\[\]]*)\]")
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-_DIM = re.compile(r"[A-Za-z_]\w*")
+_DIM = re.compile(r"[A-Za-z_]\w*(\s*\+\s*\w+)*")
 _LARGEST = 1 << 31
 _EXAMPLE = "for example --input input_ids:int64[batch,seq] --input x:float32[batch,3,224,224]"
 
@@ -30,7 +30,8 @@ class InputSpec:
     Attributes:
         name: Name of a parameter of ``forward``.
         dtype: torch's name of its dtype, one of :data:`DTYPES`.
-        dims: Per axis a fixed size, or the name of a dynamic dimension. One name is one size everywhere.
+        dims: Per axis a fixed size, the name of a dynamic dimension, or a sum of them ("past + seq"). One name is one
+            size everywhere.
     """
 
     name: str
@@ -96,8 +97,8 @@ def _dim(given: str, text: str) -> int | str:
             f"--input {text!r}: an axis cannot have size {given}", hint="Give a size of 1 or more."
         )
     if _DIM.fullmatch(given):
-        return given
+        return " + ".join(part.strip() for part in given.split("+"))
     raise InputError(
         f"--input {text!r}: {given!r} is neither a size nor a name",
-        hint="An axis is a number (fixed), or a name such as batch or seq (dynamic).",
+        hint="An axis is a number (fixed), a name such as batch or seq (dynamic), or a sum such as past+seq.",
     )

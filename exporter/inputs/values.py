@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.shapes import evaluate
 from .spec import InputSpec
 
 __all__ = ["Vocabulary", "fill_tensors"]
@@ -63,7 +64,7 @@ def fill_tensors(
 
 
 def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+    return tuple(evaluate(dim, sizes) for dim in spec.dims)
 
 
 def _role(spec: InputSpec) -> str:

@@ -36,6 +36,7 @@ def load(
     factory: str | Callable[[], Any] | None = None,
     trust_pickle: bool = False,
     allow_globals: Sequence[str] = (),
+    with_past: bool = False,
 ) -> Loaded:
     """Load a model and settle its example inputs and dynamic axes.
 
@@ -49,6 +50,7 @@ def load(
         factory: ``pkg.mod:build`` or ``FILE.py:FN``, which builds the module that a state_dict belongs to.
         trust_pickle: Run whatever a pickled file asks for.
         allow_globals: Dotted names a pickled file may use.
+        with_past: Make the key-value cache of a decoder inputs and outputs; the inputs are then chosen here.
 
     Returns:
         The model in ``eval()`` on the CPU; :meth:`Loaded.restore` puts a module that was handed over back.
@@ -60,6 +62,7 @@ def load(
     trust = Trust(trust_pickle, tuple(allow_globals))
     opened, name = _open(source, factory, trust)
     done = _prepare(opened)
+    module = done.module
     try:
         given = Given(
             tuple(args),
@@ -70,12 +73,14 @@ def load(
             opened.examples,
             done.kwargs,
         )
-        chosen = choose_inputs(done.module, opened.kind, given, source=name)
+        if with_past:
+            module, given = _behind_past(module, given, name)
+        chosen = choose_inputs(module, opened.kind, given, source=name)
     except BaseException:
         done.restore()
         raise
     return Loaded(
-        module=done.module,
+        module=module,
         kind=opened.kind,
         name=name,
         args=chosen.args,
@@ -85,6 +90,18 @@ def load(
         source=name if not isinstance(source, str | Path) else Path(source).name or name,
         undo=tuple(done.undo),
     )
+
+
+def _behind_past(module: Any, given: Given, name: str) -> tuple[Any, Given]:
+    if given.args or given.kwargs or given.specs or given.file is not None:
+        raise InputError(
+            "--with-past chooses the inputs itself: ids, mask, and keys and values of each layer",
+            hint="Leave the inputs out, or leave --with-past out and wrap the model.",
+        )
+    from .past import with_past
+
+    wrapped, inputs, shapes = with_past(module, name)
+    return wrapped, Given(kwargs=inputs, dynamic_shapes=shapes)
 
 
 def _open(source: Any, factory: str | Callable[[], Any] | None, trust: Trust) -> tuple[Opened, str]:

@@ -12,7 +12,7 @@ from ..graph import Builder
 from ..rule import Context, Declined, Replacement, Rule, Safety
 from ..symbols import length, same_dim
 from .example_texts import attention_text
-from .inputs import fold_heads, split_heads
+from .inputs import additive_mask, fold_heads, split_heads
 from .site import Site, require, study
 
 __all__ = ["Standard"]
@@ -37,14 +37,16 @@ class Standard(Rule):
 
     ## Before -> After
     ``canonical::Attention(q, k, v, mask)`` -> ``Attention(q, k, v, mask)`` over (B, S, N * H) tensors with
-    q_num_heads and kv_num_heads. The mask is expanded to S rows: onnxruntime refuses a query axis of 1.
+    q_num_heads and kv_num_heads. The mask is expanded to S rows: onnxruntime refuses a query axis of 1. For the target
+    ``portable`` a boolean mask beside a bias becomes the lowest number in it.
 
     ## When it declines
     ``opset-too-old``, ``sink``, ``softcap`` (before onnxruntime 1.28 it was applied after the mask),
-    ``mask-and-bias``, ``causal-lower-right``.
+    ``mask-and-bias`` (where another operator of the target takes both), ``causal-lower-right``.
 
     ## Numerics
-    ROUNDING; a row without any key gives 0 for boolean masks.
+    ROUNDING; a row without any key gives 0 for boolean masks. Beside a bias it gives the mean of the values; where the
+    source gives 0 there the named assumption fully-masked-rows is recorded.
 
     ## References
     ONNX operators, ai.onnx.Attention-23.
@@ -65,7 +67,8 @@ class Standard(Rule):
     def examine(self, node: ir.Node, context: Context) -> Facts:
         site = study(node)
         require(STANDARD, site, context)
-        if site.node.mask is not None and site.node.bias is not None:
+        joined = site.node.mask is not None and site.node.bias is not None
+        if joined and context.target.name != "portable":  # others have an operator that takes both
             raise Declined("mask-and-bias", "the operator takes one mask; here a boolean one and a bias meet", at=node)
         if site.node.causal == "lower_right":
             raise Declined("causal-lower-right", "the operator aligns causality to the upper left", at=node)
@@ -75,6 +78,8 @@ class Standard(Rule):
         site = facts.site
         node = site.node
         mask = node.mask if node.mask is not None else node.bias
+        if node.mask is not None and node.bias is not None:
+            mask = additive_mask(g, site)
         batch, _, rows, _ = node.query.shape  # type: ignore[misc]
         output = g.op(
             STANDARD,

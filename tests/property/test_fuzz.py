@@ -136,6 +136,23 @@ def test_what_was_once_declined_is_fused(dtype: str) -> None:
     assert [found.site and found.site.status for found in result.found] == ["fused"] * len(specs)
 
 
+#: A boolean mask and a bias meet, with rows that have no key and without.
+_BOTH = (
+    AttentionSpec(masks=("padding",), bias="table"),
+    AttentionSpec(masks=("causal", "left"), bias="input", guard="zero_rows"),
+    AttentionSpec(masks=("input",), bias="heads", product="sdpa"),
+    AttentionSpec(masks=("padding",), bias="alibi", softcap=5.0, kv_heads=2),
+)
+
+
+@pytest.mark.parametrize("target", ("cpu", "portable"))
+def test_a_mask_beside_a_bias_is_fused(target: str) -> None:
+    result = trial(_BOTH, seed=13, target=target, exporter="written")
+    assert not result.broken
+    assert not [found.problem for found in result.found if found.problem]
+    assert [found.site and found.site.status for found in result.found] == ["fused"] * len(_BOTH)
+
+
 @pytest.fixture
 def blind_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every rewrite pass unproven."""

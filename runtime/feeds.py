@@ -69,7 +69,8 @@ class Case:
         name: For people and reports: "batch=3 sequence=7 mask=left".
         feeds: Input name to array.
         sizes: Symbol to size.
-        masks: Boolean arrays [batch, length], True at real positions, one for each mask input.
+        masks: Boolean arrays [batch, length], True at real positions, one for each mask input; of a mask over
+            "past + sequence" also the part over the sequence.
     """
 
     name: str
@@ -139,8 +140,16 @@ def draw(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, mask: MaskKind
     shapes = {spec.name: tuple(evaluate(dim, sizes) for dim in spec.shape) for spec in specs}
     kept = {s.name: keep_mask(mask, shapes[s.name], _rng(seed, name, s.name)) for s in specs if _maskable(s)}
     feeds = {s.name: _values(s, shapes[s.name], kept, _rng(seed, name, s.name)) for s in specs}
-    unique = _unique_arrays([m for m in kept.values() if m.ndim == 2])
+    masks = [m for m in kept.values() if m.ndim == 2]
+    masks += [kept[s.name][:, -new:] for s in specs if s.name in kept and (new := _new_tokens(s, sizes))]
+    unique = _unique_arrays(masks)
     return Case(name=name, feeds=feeds, sizes=dict(sizes), masks=unique)
+
+
+def _new_tokens(spec: InputSpec, sizes: Mapping[str, int]) -> int:
+    """How many positions a mask over "past + sequence" ends with that are no past; 0 for other masks."""
+    symbols = symbols_of(spec.shape[-1])
+    return sizes.get(symbols[-1], 0) if len(symbols) > 1 else 0
 
 
 def keep_mask(kind: MaskKind, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

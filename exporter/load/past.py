@@ -79,8 +79,10 @@ def with_past(module: Any, source: str) -> tuple[WithPast, dict[str, Any], dict[
         )
     chooser = SizeChooser(numbers_of(module))
     batch, seq, past = chooser.pick(at_least=2), chooser.pick(at_least=3), chooser.pick(at_least=3)
+    generator = torch.Generator().manual_seed(20241)
     cached = [
-        torch.empty(batch, heads, past, size).normal_(generator=_seeded()) for heads, size in _layers(module, source)
+        [torch.empty(batch, heads, past, size).normal_(generator=generator) for heads, size in pair]
+        for pair in _layers(module, source)
     ]
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     mask = torch.ones(batch, past + seq, dtype=torch.long)
@@ -88,7 +90,7 @@ def with_past(module: Any, source: str) -> tuple[WithPast, dict[str, Any], dict[
     inputs = {
         "input_ids": torch.arange(batch * seq).reshape(batch, seq) % max(2, int(getattr(config, "vocab_size", 2))),
         "attention_mask": mask,
-        "past_key_values": [{"key": t.to(dtype), "value": t.flip(0).to(dtype)} for t in cached],
+        "past_key_values": [{"key": key.to(dtype), "value": value.to(dtype)} for key, value in cached],
     }
     axes = {0: "batch", 2: "past"}
     shapes = {
@@ -99,23 +101,16 @@ def with_past(module: Any, source: str) -> tuple[WithPast, dict[str, Any], dict[
     return WithPast(module), inputs, shapes
 
 
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(20241)
-
-
-def _layers(module: torch.nn.Module, source: str) -> list[tuple[int, int]]:
-    """Key-value heads and head size of each layer, read off the cache of a first call."""
+def _layers(module: torch.nn.Module, source: str) -> list[list[tuple[int, int]]]:
+    """For key and value of each layer their heads and head size, read off the cache of a first call."""
     with torch.no_grad():
         result = module(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
     layers = getattr(getattr(result, "past_key_values", None), "layers", None) or []
-    tensors = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
-    plain = all(isinstance(t, torch.Tensor) and t.dim() == 4 and k.shape == v.shape for k, v in tensors for t in (k, v))
-    if not tensors:
+    if not layers:
         raise InputError(f"{source} gives no cache, so it is no decoder that --with-past could serve", hint=_HINT)
-    if not plain:
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    if any(not isinstance(tensor, torch.Tensor) or tensor.dim() != 4 for pair in pairs for tensor in pair):
         raise UnsupportedError(
-            "its cache holds something else than a key and a value of one shape for each layer.",
-            hint=_HINT,
-            where=source,
+            "its cache holds something else than a key and a value for each layer.", hint=_HINT, where=source
         )
-    return [(int(key.shape[1]), int(key.shape[3])) for key, _ in tensors]
+    return [[(int(t.shape[1]), int(t.shape[3])) for t in pair] for pair in pairs]

@@ -162,3 +162,14 @@ def test_expressions(text, symbols, value):
 def test_expressions_that_are_not_arithmetic(text):
     with pytest.raises(InputError, match="cannot be computed"):
         evaluate(text, {"s": 5})
+
+
+def test_a_mask_over_past_and_sequence_says_which_new_tokens_are_real():
+    specs = [
+        InputSpec(name="input_ids", dtype="int64", shape=("batch", "seq"), role="token-ids", bound=50),
+        InputSpec(name="attention_mask", dtype="int64", shape=("batch", "past + seq"), role="attention-mask"),
+    ]
+    case = draw(specs, {"batch": 3, "seq": 4, "past": 5}, mask="left", seed=0)
+    whole, new = case.masks
+    assert whole.shape == (3, 9) and new.shape == (3, 4)
+    assert np.array_equal(new, whole[:, 5:])

@@ -103,7 +103,13 @@ def _expression(text: str) -> Any:
         names = [str(name) for name in ir.SymbolicDim(text).free_symbols()]
     except ValueError:
         return None
-    found = sympy.sympify(text, locals={n: sympy.Symbol(n, integer=True, positive=True) for n in names})
+    try:
+        found = sympy.sympify(text, locals={n: sympy.Symbol(n, integer=True, positive=True) for n in names})
+    except (
+        sympy.SympifyError,
+        TypeError,
+    ):  # "layer-1.out_d0" of a file: a name, though it begins as an expression does
+        return None
     return sympy.expand(found.replace(sympy.floor, _without_whole))
 
 

@@ -66,7 +66,7 @@ class Propagation:
         """Give each unknown dimension of a value a symbol of its own, so that later ones can be equal to it."""
         if value.shape is None or not any(is_unknown(d) for d in value.shape):
             return
-        named = [f"{value.name}_d{axis}" if is_unknown(d) else d for axis, d in enumerate(value.shape)]
+        named = [f"{_word(value.name)}_d{axis}" if is_unknown(d) else d for axis, d in enumerate(value.shape)]
         value.shape = ir.Shape(named)
 
     def _types(self, node: ir.Node) -> int:
@@ -129,3 +129,10 @@ _SAME_TYPE: Final = frozenset(
     for op in SHAPES
     if op not in ("Shape", "IsNaN", "Not", "And", "Or", "Xor", "Equal", "Where", "Cast", "ConstantOfShape")
 ) - frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Cast", "ConstantOfShape"})
+
+
+def _word(name: str | None) -> str:
+    """A name as one word: the hyphen of "no-op.3_out" would be read as a minus in a dimension."""
+    if name is None or name.isidentifier():
+        return str(name)
+    return "_" + "".join(c if c.isalnum() or c == "_" else f"_{ord(c):x}_" for c in name)

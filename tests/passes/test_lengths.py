@@ -163,3 +163,16 @@ def test_one_length_said_in_two_ways_is_one() -> None:
     assert same_dim((T - 1) // 2 + 1, (T + 1) // 2)
     assert same_dim(2 * (B * S), S * B * 2)
     assert not same_dim((T + 1) // 2, T // 2)
+
+
+def test_an_unknown_length_is_named_by_one_word_whatever_its_value_is_called():
+    text = graph_text("float[b,4] x", "float[2,n] y", "z = NonZero (x) y = Cast <to = 1> (z)")
+    model = ir.from_onnx_text(text)
+    made = model.graph.node(0).outputs[0]
+    made.name = "no-op.3_out"
+    infer_shapes(model)
+    assert made.shape is not None and str(made.shape[1].value).isidentifier()
+    other = ir.SymbolicDim("no-op.3_out_d1")  # of a file that names its lengths so
+    assert same_dim(other, ir.SymbolicDim("no-op.3_out_d1"))
+    assert not same_dim(other, ir.SymbolicDim("no-op.4_out_d1"))
+    assert not at_least(other, S)

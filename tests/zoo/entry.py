@@ -76,6 +76,7 @@ class Entry:
         declined: Reason code to the sentence that defends it to the user; no other decline is allowed.
         refused: What the error of the export says, for a model that torch.export cannot trace by design.
         everyday: Whether it belongs to the run of every day.
+        grows: Why the fused graph has more nodes than the unfused one; "" where it must have fewer.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Entry:
     declined: Mapping[str, str] = field(default_factory=dict)
     refused: str | None = None
     everyday: bool = False
+    grows: str = ""
 
 
 def padding_mask(case: Case, generator: torch.Generator) -> Tensor:

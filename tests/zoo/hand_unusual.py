@@ -232,12 +232,13 @@ def _renormalised(layer: _Layer, x: Tensor, mask: Tensor) -> Tensor:
 
 _MIXED = {"no-score-product": "the heads' scores are mixed before the softmax: no attention operator computes that"}
 _AGAIN = {"weights-changed": "the weights are divided by a sum of their own after the softmax; an epsilon stands in it"}
+_TURNED = "an Einsum is one node, which onnxruntime takes apart itself; here its transposes are nodes"
 _FORMS: Mapping[str, tuple[type[_Two], Attend, dict[str, Any]]] = {
     "learned_query": (_One, _learned_query, {"everyday": True}),
     "memory": (_Masked, _memory, {}),
     "split_positions": (_One, _split_positions, {}),
     "windows_apart": (_One, _windows_apart, {}),
-    "local_blocks": (_Masked, _local_blocks, {}),
+    "local_blocks": (_Masked, _local_blocks, {"grows": _TURNED}),
     "shared_keys": (_One, _shared_keys, {"grouped": True}),
     "group_letters": (_One, _group_letters, {"grouped": True}),
     "weights_on_the_right": (_One, _weights_on_the_right, {}),

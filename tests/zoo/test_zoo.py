@@ -46,7 +46,7 @@ def test_model(name: str, impl: str) -> None:
     if entry.grouped:
         attentions = [site for site in result.sites if site.status == "fused" and site.origin != "recurrence"]
         assert result.grouped == len(attentions), "key/value heads were repeated"
-    if result.fused:
+    if result.fused and not entry.grows:
         assert result.nodes < result.unfused
     if (name, impl) in shared():
         return  # the page is held to all models by `make zoo`

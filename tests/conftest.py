@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ import pytest
 
 # Tiny tensors gain nothing from torch's threads and lose much on a busy machine; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every process below inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENCODER = '''\
 """A small encoder with attention by hand, and one whose attention no operator can hold."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from .dim_expression import expression_of
 from .graph import Builder
 
 __all__ = ["at_least", "broadcast", "dim_text", "length", "ratio", "same_dim"]
@@ -99,18 +100,8 @@ def _expression(text: str) -> Any:
     """A dimension as one sum of products, whole numbers taken out of floors; None for a name that is none."""
     import sympy
 
-    try:
-        names = [str(name) for name in ir.SymbolicDim(text).free_symbols()]
-    except ValueError:
-        return None
-    try:
-        found = sympy.sympify(text, locals={n: sympy.Symbol(n, integer=True, positive=True) for n in names})
-    except (
-        sympy.SympifyError,
-        TypeError,
-    ):  # "layer-1.out_d0" of a file: a name, though it begins as an expression does
-        return None
-    return sympy.expand(found.replace(sympy.floor, _without_whole))
+    found = expression_of(text)
+    return None if found is None else sympy.expand(found.replace(sympy.floor, _without_whole))
 
 
 def _without_whole(inside: Any) -> Any:

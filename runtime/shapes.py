@@ -9,7 +9,7 @@ from typing import Final
 
 from .errors import InputError
 
-__all__ = ["evaluate", "symbols_of"]
+__all__ = ["evaluate", "parsed", "symbols_of"]
 
 _OPERATORS: Final[dict[type[ast.operator], Callable[[int, int], int]]] = {
     ast.Add: operator.add,
@@ -27,7 +27,7 @@ def symbols_of(dim: int | str) -> tuple[str, ...]:
     """The symbols a dimension depends on, in order of appearance. A name that is no expression is one symbol."""
     if isinstance(dim, int):
         return ()
-    tree = _parse(dim)
+    tree = parsed(dim)
     if tree is None:
         return (dim,)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -46,7 +46,7 @@ def evaluate(dim: int | str, sizes: Mapping[str, int]) -> int:
         return dim
     if dim in sizes:
         return sizes[dim]
-    tree = _parse(dim)
+    tree = parsed(dim)
     try:
         if tree is None:
             raise KeyError(dim)
@@ -58,7 +58,8 @@ def evaluate(dim: int | str, sizes: Mapping[str, int]) -> int:
         ) from None
 
 
-def _parse(text: str) -> ast.Expression | None:
+def parsed(text: str) -> ast.Expression | None:
+    """A dimension's text as Python would read it, nothing of it run; None for what is no expression, or too long."""
     if len(text) > _LONGEST:
         return None
     try:

@@ -132,9 +132,11 @@ def _check_inputs(specs: tuple[InputSpec, ...], examples: Mapping[str, np.ndarra
 
 
 def _other_inputs(specs: tuple[InputSpec, ...], names: list[str], source: str) -> InputError:
+    hint = "compare a model with what it was made from; --input or --inputs name the inputs of a torch source"
+    if any(spec.name.startswith("past_key_values.") for spec in specs):
+        hint += ", --with-past its cache"
     return InputError(
-        f"the model takes {', '.join(spec.name for spec in specs)}, {source} takes {', '.join(names)}",
-        hint="compare a model with what it was made from; --input or --inputs name the inputs of a torch source",
+        f"the model takes {', '.join(spec.name for spec in specs)}, {source} takes {', '.join(names)}", hint=hint
     )
 
 

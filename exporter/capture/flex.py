@@ -28,19 +28,15 @@ _aten: Final = torch.ops.aten
 _ONES: Final = (_aten.new_ones.default, _aten.ones.default, _aten.ones_like.default)
 
 
-def open_flex_attention(program: ExportedProgram) -> int:
+def open_flex_attention(program: ExportedProgram) -> None:
     """Write out every ``flex_attention`` of a program, in place.
 
     The result is that of torch's eager implementation: scores and softmax in float32 (float64 for float64), rows
     whose keys are all masked give 0.
 
-    Returns:
-        How many calls there were.
-
     Raises:
         UnsupportedError: a function of the call makes tensors of its own, which cannot be taken over.
     """
-    found = 0
     for owner in program.graph_module.modules():
         if not isinstance(owner, torch.fx.GraphModule):
             continue
@@ -50,8 +46,6 @@ def open_flex_attention(program: ExportedProgram) -> int:
         if calls:
             _drop_block_lists(owner.graph)
             owner.recompile()
-        found += len(calls)
-    return found
 
 
 def _write_out(owner: torch.fx.GraphModule, node: torch.fx.Node) -> None:

@@ -61,7 +61,7 @@ def load(
     """
     trust = Trust(trust_pickle, tuple(allow_globals))
     opened, name = _open(source, factory, trust)
-    done = _prepare(opened)
+    done = _prepare(opened, keep_cache=with_past)
     module = done.module
     try:
         given = Given(
@@ -242,9 +242,10 @@ def _no_model(path: Path, loaded: Any) -> InputError:
     )
 
 
-def _prepare(opened: Opened) -> Prepared:
+def _prepare(opened: Opened, *, keep_cache: bool) -> Prepared:
     if opened.kind != "program":
-        return prepare(opened.module, fresh=opened.fresh, script=opened.kind == "torchscript")
+        script = opened.kind == "torchscript"
+        return prepare(opened.module, fresh=opened.fresh, script=script, keep_cache=keep_cache)
     done = Prepared(opened.module)
     training = training_nodes(opened.module)
     if training:

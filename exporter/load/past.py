@@ -103,8 +103,12 @@ def with_past(module: Any, source: str) -> tuple[WithPast, dict[str, Any], dict[
 
 def _layers(module: torch.nn.Module, source: str) -> list[list[tuple[int, int]]]:
     """For key and value of each layer their heads and head size, read off the cache of a first call."""
-    with torch.no_grad():
-        result = module(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+    try:
+        with torch.no_grad():
+            result = module(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+    except Exception as error:  # whatever the model's own code raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{source} does not run on two tokens with use_cache=True: {reason}", hint=_HINT) from error
     layers = getattr(getattr(result, "past_key_values", None), "layers", None) or []
     if not layers:
         raise InputError(f"{source} gives no cache, so it is no decoder that --with-past could serve", hint=_HINT)

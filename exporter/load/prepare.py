@@ -37,13 +37,14 @@ class Prepared:
             action()
 
 
-def prepare(module: Any, *, fresh: bool = False, script: bool = False) -> Prepared:
+def prepare(module: Any, *, fresh: bool = False, script: bool = False, keep_cache: bool = False) -> Prepared:
     """Put a module into the state in which it is exported.
 
     Args:
         module: An ``nn.Module`` or a ``ScriptModule``; changed in place, see :meth:`Prepared.restore`.
         fresh: It was built a moment ago, so that its training mode is nobody's mistake.
         script: It is a ``ScriptModule``.
+        keep_cache: Its key-value cache is wanted, so ``use_cache`` stays as it is.
 
     Raises:
         InputError: It has weights without data, or on several devices.
@@ -55,7 +56,8 @@ def prepare(module: Any, *, fresh: bool = False, script: bool = False) -> Prepar
         _to_cpu(done)
         _eval(done, fresh)
         if not script:
-            _drop_cache(done)
+            if not keep_cache:
+                _drop_cache(done)
             _traceable_attention(done)
             _dtype(done)
     except BaseException:
@@ -134,7 +136,7 @@ def configs_of(module: Any) -> Iterator[Any]:
 
 
 def _drop_cache(done: Prepared) -> None:
-    """Switch ``use_cache`` off: a key-value cache among the outputs is no tensor, and decoding is not exported yet."""
+    """Switch ``use_cache`` off: a key-value cache among the outputs is no tensor."""
     switched = []
     for config in configs_of(done.module):
         if vars(config).get("use_cache"):
@@ -146,7 +148,9 @@ def _drop_cache(done: Prepared) -> None:
     if switched:
         done.undo.append(lambda: _set_use_cache(switched))
     if (switched and _may_return_cache(done.module)) or done.kwargs:
-        done.notes.append("use_cache switched off: the key-value cache is no output of the exported graph")
+        done.notes.append(
+            "use_cache switched off: the key-value cache is no output of the exported graph; --with-past makes it one"
+        )
 
 
 def _may_return_cache(module: Any) -> bool:

@@ -67,6 +67,8 @@ def test_decoding_step_by_step_gives_what_eager_gives_at_once(make: Any, tmp_pat
     model = make()
     artifact = deployml.export(model, output=tmp_path / "m.onnx", with_past=True, require_fused="all", html=False)
     assert artifact.report.verdict == "pass"
+    with pytest.raises(deployml.InputError, match="--with-past"):
+        deployml.validate(artifact.path, against=model)
     session = deployml.session(artifact.path)
     names = [o.name for o in session.get_outputs()]
     assert names[:3] == ["logits", "present.0.key", "present.0.value"]
@@ -92,6 +94,7 @@ def test_the_command_line_names_the_axes(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(folder), "--with-past", "-o", str(output), "--no-html", "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
+    assert not [warning for warning in report["warnings"] if "use_cache" in warning]
     assert [site["status"] for site in report["sites"]] == ["fused", "fused"]
     shapes = {i.name: i.shape for i in deployml.session(output).get_inputs()}
     assert shapes["input_ids"] == ["batch", "seq"]
@@ -107,6 +110,15 @@ def test_what_is_no_decoder_is_refused() -> None:
         load(transformers.BertModel(config), with_past=True)
     with pytest.raises(deployml.InputError, match="no decoder with input_ids"):
         load(torch.nn.Linear(2, 2), with_past=True)
+
+    class Fails(torch.nn.Module):
+        config = transformers.GPT2Config()
+
+        def forward(self, input_ids, attention_mask=None, past_key_values=None):
+            raise ValueError("pixel_values are missing")
+
+    with pytest.raises(deployml.InputError, match="does not run on two tokens"):
+        load(Fails(), with_past=True)
     with pytest.raises(deployml.InputError, match="chooses the inputs itself"):
         load(llama(), with_past=True, inputs=["input_ids:int64[batch,seq]"])
 

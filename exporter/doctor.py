@@ -12,10 +12,11 @@ from ..runtime.cuda import clashes, cuda_versions
 from ..runtime.errors import DeploymlError
 from ..runtime.load_crash import optimizers_to_avoid
 from ..runtime.memory import available_memory, free_disk, human_bytes
+from ..runtime.providers import check_usable, providers_for
 from ..runtime.report import Verdict, to_json
 from ..runtime.session import nodes_per_provider
 from ..runtime.summary import in_words
-from ..runtime.target import PROVIDERS, parse_version
+from ..runtime.target import PROVIDERS, TargetName, parse_version
 from ..runtime.versions import ONNXRUNTIME_PACKAGES, installed
 from .fusing import libraries_of
 from .measuring import Graph
@@ -159,19 +160,9 @@ def _remarks(path: Path) -> tuple[Finding, ...]:
     )
 
 
-def _target_state(name: Any) -> str:
-    """Open a model of one node on the target's provider: a provider that is listed may still not load."""
-    import onnx_ir as ir
-
-    from ..runtime.session import open_session
-
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
-    node = ir.node("Add", [x, x])
-    y = node.outputs[0]
-    y.name, y.type, y.shape = "y", x.type, x.shape
-    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 20}, name="probe")
+def _target_state(name: TargetName) -> str:
     try:
-        open_session(ir.serde.serialize_model(ir.Model(graph, ir_version=10)).SerializeToString(), name)
+        check_usable(providers_for(name)[0])
     except DeploymlError as error:
         return error.message
     return _READY

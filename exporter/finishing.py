@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..runtime.errors import DeploymlBug, VerdictError
+from ..runtime.errors import DeploymlBug, ToolchainError, VerdictError
 from ..runtime.feeds import Case
 from ..runtime.files import Staging, sha256_of
 from ..runtime.progress import Progress
+from ..runtime.providers import check_usable, providers_for
 from ..runtime.report import LatencyReport, ParityReport, Report
 from ..runtime.target import Target
 from . import companions
@@ -141,11 +142,12 @@ def _measure(
 ) -> tuple[ParityReport | None, LatencyReport | None, Evidence | None, dict[str, str]]:
     not_run = {name: why for name, why in NOT_ASKED.items() if not getattr(options, name)}
     if not options.validate and not options.bench:
-        if _runs_here(graph):
+        missing = _no_provider(graph)
+        if missing is None:
             with progress.stage("open"):
                 check_loads(graph)
         else:
-            not_run["load"] = f"there is no {graph.target} provider in this environment"
+            not_run["load"] = f"the model is for {graph.target}; {missing}"
         return None, None, None, not_run
     parity = latency = evidence = None
     if options.validate:
@@ -167,13 +169,14 @@ def _measure(
     return parity, latency, evidence, not_run
 
 
-def _runs_here(graph: Graph) -> bool:
-    """Whether this environment has the provider at all; without it a model for another machine is only written."""
-    import onnxruntime
-
-    from ..runtime.providers import providers_for
-
-    return graph.allow_cpu_fallback or providers_for(graph.target)[0] in onnxruntime.get_available_providers()
+def _no_provider(graph: Graph) -> str | None:
+    """Why the target's provider does not come up here, where a model for another machine is only written."""
+    if not graph.allow_cpu_fallback:
+        try:
+            check_usable(providers_for(graph.target)[0])
+        except ToolchainError as error:
+            return error.message
+    return None
 
 
 def _raise_if_asked(report: Report, options: Options) -> None:

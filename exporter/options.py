@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 from ..runtime.errors import InputError
 from ..runtime.files import check_writable
 from ..runtime.isa import CpuIsa
-from ..runtime.providers import check_available, providers_for
+from ..runtime.providers import check_usable, providers_for
 from ..runtime.target import Fusion, Target, TargetName, parse_version
 from ..runtime.versions import onnxruntime_version
 
@@ -126,10 +126,10 @@ class Options:
         """Refuse checks that would have no provider to run on, before anything slow begins.
 
         Raises:
-            ToolchainError: naming the provider that this environment lacks.
+            ToolchainError: naming the provider that this environment lacks, or that does not come up in it.
         """
         if (self.validate or self.bench) and not self.allow_cpu_fallback:
-            check_available(providers_for(target)[0])
+            check_usable(providers_for(target)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import io
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Final
 
 import onnxruntime
+from onnx.parser import parse_model
 
 from .errors import InputError, ToolchainError
 from .target import PROVIDERS, Target, TargetName
 
-__all__ = ["CPU", "check_available", "missing_library", "preload", "providers_for", "unavailable"]
+__all__ = [
+    "CPU",
+    "check_available",
+    "check_usable",
+    "missing_library",
+    "preload",
+    "providers_for",
+    "quiet",
+    "unavailable",
+]
 
 CPU: Final = "CPUExecutionProvider"
 
@@ -32,6 +42,9 @@ _INSTALL: Final[dict[str, str]] = {
     "ROCMExecutionProvider": "pip install onnxruntime-rocm  (with ROCm 7 installed)",
     "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx  (with ROCm 7 installed)",
 }
+
+_PROBE: Final = """<ir_version: 10, opset_import: ["": 20]>
+g (float[1] a) => (float[1] b) { b = Add(a, a) }"""
 
 
 def providers_for(target: Target | TargetName) -> tuple[str, ...]:
@@ -64,6 +77,42 @@ def check_available(provider: str) -> None:
     )
 
 
+def check_usable(provider: str, where: str | None = None) -> None:
+    """Open a model of one node on ``provider``: one that is listed may still not load, or find no device.
+
+    Raises:
+        ToolchainError: with the dynamic linker's words where there are any.
+    """
+    if provider == CPU:
+        return
+    check_available(provider)
+    preload(provider)
+    options = onnxruntime.SessionOptions()
+    with quiet(options, provider):
+        session = onnxruntime.InferenceSession(
+            parse_model(_PROBE).SerializeToString(), options, providers=[provider, CPU]
+        )
+    if provider not in session.get_providers():
+        raise unavailable(provider, session.get_providers(), where)
+
+
+@contextmanager
+def quiet(options: onnxruntime.SessionOptions, provider: str) -> Iterator[None]:
+    """Keep onnxruntime from printing of a session, now and when it runs: reasons travel in the exceptions instead.
+
+    Its Python layer prints a failed provider on stdout, which belongs to ``--json``.
+    """
+    options.log_severity_level = 4
+    if provider != CPU:
+        onnxruntime.set_default_logger_severity(4)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if provider != CPU:
+            onnxruntime.set_default_logger_severity(2)  # its default; there is no way to read it
+
+
 def preload(provider: str) -> None:
     """Load CUDA and cuDNN from pip packages before a session looks for them on the library path."""
     loader = getattr(onnxruntime, "preload_dlls", None)  # since onnxruntime 1.21
@@ -89,7 +138,7 @@ def missing_library(provider: str) -> str | None:
     return None
 
 
-def unavailable(provider: str, got: Sequence[str], where: str) -> ToolchainError:
+def unavailable(provider: str, got: Sequence[str], where: str | None) -> ToolchainError:
     """The error for a session that came up without the provider that must carry it."""
     why = missing_library(provider)
     reason = f": {why}" if why else "; onnxruntime gave no reason (is there a device and a driver?)"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,7 +15,7 @@ from .errors import DeploymlError, InputError, ToolchainError
 from .files import recover
 from .load_crash import optimizers_to_avoid
 from .load_errors import explain_load_error
-from .providers import CPU, check_available, preload, providers_for, unavailable
+from .providers import CPU, check_available, check_usable, preload, providers_for, quiet, unavailable
 from .target import Target, TargetName
 
 __all__ = ["Optimize", "feeds_for", "nodes_per_provider", "open_session", "session_dtype"]
@@ -90,7 +89,7 @@ def open_session(
     source = model if isinstance(model, bytes) else _existing(Path(model))
     avoided = optimizers_to_avoid(source if isinstance(source, bytes) else Path(source))
     preload(usable[0])
-    with _quiet(options, usable[0]):
+    with quiet(options, usable[0]):
         try:
             session = onnxruntime.InferenceSession(
                 source,
@@ -101,6 +100,8 @@ def open_session(
         except DeploymlError:
             raise
         except Exception as error:  # onnxruntime's classes share no base; each becomes one of ours
+            if not allow_cpu_fallback:  # a kernel that the CPU lacks is no news where the provider never came up
+                check_usable(wanted[0], where)
             names = tuple(Path(lib).name for lib in libraries)
             raise explain_load_error(error, where=where, libraries=names) from error
     if not allow_cpu_fallback:
@@ -219,23 +220,6 @@ def _existing(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"there is no file '{path}'", hint="check the path")
     return str(path)
-
-
-@contextmanager
-def _quiet(options: onnxruntime.SessionOptions, provider: str) -> Iterator[None]:
-    """Keep onnxruntime from printing of a session, now and when it runs: reasons travel in the exceptions instead.
-
-    Its Python layer prints a failed provider on stdout, which belongs to ``--json``.
-    """
-    options.log_severity_level = 4
-    if provider != CPU:
-        onnxruntime.set_default_logger_severity(4)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        if provider != CPU:
-            onnxruntime.set_default_logger_severity(2)  # its default; there is no way to read it
 
 
 def _check_placement(session: onnxruntime.InferenceSession, provider: str, where: str) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 import deployml
 from deployml.exporter import measuring
+from deployml.runtime.providers import check_usable
 
 
 class Attention(nn.Module):
@@ -132,6 +133,30 @@ def test_a_target_that_is_not_here_is_refused_early_or_only_written(module, tmp_
         deployml.export(module, x, output=tmp_path / "a.onnx", target="rocm")
     artifact = deployml.export(module, x, output=tmp_path / "a.onnx", target="rocm", validate=False)
     assert "rocm" in artifact.report.not_run["load"]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_listed_provider_that_does_not_come_up_is_as_good_as_none(dtype, tmp_path, monkeypatch):
+    """The GPU wheel on a machine without a GPU, where bfloat16 does not even load on the CPU."""
+    import onnxruntime
+
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    module, x = Attention(dtype).eval(), (torch.randn(2, 5, 32, dtype=dtype),)
+    try:
+        check_usable("CUDAExecutionProvider")
+    except deployml.ToolchainError:
+        pass
+    else:
+        pytest.skip("not run: there is a GPU")
+    artifact = deployml.export(module, x, output=tmp_path / "a.onnx", target="cuda", validate=False)
+    assert "asked for CUDAExecutionProvider, got only CPU" in artifact.report.not_run["load"]
+    with pytest.raises(deployml.ToolchainError, match="asked for CUDAExecutionProvider, got only CPU"):
+        deployml.export(module, x, output=tmp_path / "b.onnx", target="cuda")
+    assert not (tmp_path / "b.onnx").exists()
+    with pytest.raises(deployml.ToolchainError, match="asked for CUDAExecutionProvider, got only CPU"):
+        deployml.session(artifact.path, target="cuda")
 
 
 def test_optimize_takes_a_model_in_memory(module, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Final
 
+import sympy
 import torch
 from torch.export import ExportedProgram
 
@@ -22,6 +23,13 @@ from .trace import quiet_run, trace
 
 __all__ = ["check_dynamic"]
 
+#: What sizes are divided by, in the words of torch's symbolic shapes.
+_DIVISIONS: Final = frozenset({"FloorDiv", "CleanDiv", "Mod", "PythonMod"})
+
+#: Largest block that is tried, and how many different ones.
+_LARGEST_BLOCK: Final = 512
+_BLOCKS: Final = 3
+
 _HINT: Final = (
     "Compute that value from the tensor's shape on every call (x.shape[1], no cached or Python-side copy), or give "
     "the axis bounds within which the graph holds: Dim(name, min=..., max=...)."
@@ -31,8 +39,10 @@ _HINT: Final = (
 def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     """Check that a captured program means the same as its model at sizes it was not traced at.
 
-    Every named dynamic axis is tried at another size and, within its declared bounds, at size 1. Sizes that the
-    model itself refuses are left out. Costs two runs of the model and of the program on small inputs.
+    Every named dynamic axis is tried at another size and, within its declared bounds, at size 1; where the model
+    divides sizes into blocks, each axis also at whole blocks, because padding to them is a branch of its own. Sizes
+    that the model itself refuses are left out. Costs two runs of the model and of the program on small inputs, and
+    one for each axis and block.
 
     Args:
         loaded: What was captured.
@@ -49,7 +59,7 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     with quiet():
         examples = examples_of(loaded)
         runner = Replay(captured.program)
-        compared = [_compare(loaded, captured, runner, variant) for variant in _variants(examples)]
+        compared = [_compare(loaded, captured, runner, variant) for variant in _variants(examples, captured)]
         if compared and not any(compared):  # a model that wants multiples of something
             compared = [_compare(loaded, captured, runner, _doubled(examples))]
     if compared and not any(compared):
@@ -57,7 +67,7 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     return ()
 
 
-def _variants(examples: Examples) -> Iterator[Examples]:
+def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
     given = examples.sizes()
     if not given or any(axis.derived for _, _, axis in examples.dynamic()):
         return
@@ -70,6 +80,22 @@ def _variants(examples: Examples) -> Iterator[Examples]:
     lowest = {name: _lowest(examples, name) for name in given}
     if lowest != given:
         yield examples.resized(lowest)
+    for block, name in itertools.product(_blocks(captured.program), given):
+        yield examples.resized({**given, name: block if given[name] != block else 2 * block})
+
+
+def _blocks(program: ExportedProgram) -> list[int]:
+    """What the program divides sizes by, smallest first."""
+    expressions = (size.node.expr for node in program.graph.nodes for size in _symbolic(node.meta.get("val")))
+    divisors = {
+        call.args[1] for expr in expressions for call in expr.atoms(sympy.Function) if type(call).__name__ in _DIVISIONS
+    }
+    return sorted(int(d) for d in divisors if d.is_Integer and 1 < d <= _LARGEST_BLOCK)[:_BLOCKS]
+
+
+def _symbolic(value: object) -> list[torch.SymInt]:
+    sizes = value.shape if isinstance(value, torch.Tensor) else [value]
+    return [size for size in sizes if isinstance(size, torch.SymInt)]
 
 
 def _doubled(examples: Examples) -> Examples:

@@ -299,9 +299,28 @@ class Windows(torch.nn.Module):
         return sums
 
 
+class LastBlock(torch.nn.Module):
+    """Blanks what it padded the last block of 4 with, and forgets that there may be none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length, rest = x.shape[1], x.shape[1] % 4
+        blocks = torch.nn.functional.pad(x, (0, 0, 0, (4 - rest) % 4)).reshape(x.shape[0], -1, 4, x.shape[2])
+        if rest > 0:
+            blocks = torch.cat([blocks[:, :-1], blocks[:, -1:] * (torch.arange(4) < rest)[:, None]], 1)
+        return blocks.flatten(1, 2)[:, :length]
+
+
+def test_a_branch_on_whole_blocks_is_found_with_its_line() -> None:
+    loaded = _load(LastBlock(), torch.randn(2, 5, 6))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="sequence=4") as caught:
+        check_dynamic(loaded, captured)
+    assert "(torch.arange(4) < rest)" in caught.value.message
+
+
 @pytest.mark.parametrize("length", [3, 4, 8, 9])
 def test_padding_that_is_cut_off_again_may_be_none(length: int) -> None:
-    loaded = _load(Windows(), torch.randn(2, 7, 6))
+    loaded = _load(Windows(), torch.randn(2, 5, 6))
     captured = capture(loaded)
     assert check_dynamic(loaded, captured) == ()
     x = torch.randn(2, length, 6)

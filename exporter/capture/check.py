@@ -18,7 +18,7 @@ from .inputs import Examples, examples_of
 from .outputs import flatten_outputs
 from .quiet import quiet
 from .replay import ASSERTIONS, Replay, difference, line_of
-from .sizes import unused_size
+from .sizes import lowest_size, unused_size
 from .trace import quiet_run, trace
 
 __all__ = ["check_dynamic"]
@@ -77,7 +77,7 @@ def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
         other[name] = unused_size(examples, name, size, taken)
         taken.add(other[name])
     yield examples.resized(other)
-    lowest = {name: _lowest(examples, name) for name in given}
+    lowest = {name: lowest_size(examples, name) for name in given}
     if lowest != given:
         yield examples.resized(lowest)
     for block, name in itertools.product(_blocks(captured.program), given):
@@ -100,10 +100,6 @@ def _symbolic(value: object) -> list[torch.SymInt]:
 
 def _doubled(examples: Examples) -> Examples:
     return examples.resized({name: 2 * size for name, size in examples.sizes().items()})
-
-
-def _lowest(examples: Examples, name: str) -> int:
-    return max([1, *(axis.low or 1 for _, _, axis in examples.dynamic() if axis.name == name)])
 
 
 def _compare(loaded: Loaded, captured: Captured, runner: Replay, examples: Examples) -> bool:

@@ -14,6 +14,7 @@ from .chance import refuse_chance
 from .complex_layout import open_complex_layout
 from .flex import open_flex_attention
 from .inputs import Examples, examples_of
+from .limits import trace_beyond_limits
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .outputs import Outputs
 from .promotion import cast_integers_after_numbers
@@ -102,7 +103,7 @@ def _trace_at_best_sizes(
                 break
             continue
         if not merged_axes(program, variant) and not _lost(program, variant):
-            return program, ()
+            return trace_beyond_limits(module, program, examples, outputs) or program, ()
         second_best = second_best or program
     if second_best is not None and not _lost(second_best, examples):
         return second_best, ()

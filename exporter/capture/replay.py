@@ -33,7 +33,7 @@ ASSERTIONS: Final = frozenset(
 
 
 class Replay(torch.fx.Interpreter):
-    """Runs a program node by node, without its assertions on sizes, and knows where it is."""
+    """Runs a program node by node, without its assertions on sizes and its writes to state, and knows where it is."""
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__(program.module(check_guards=False))
@@ -47,13 +47,23 @@ class Replay(torch.fx.Interpreter):
 
     def run_node(self, n: torch.fx.Node) -> Any:
         self.current = n
-        if n.op == "call_function" and n.target in ASSERTIONS:
+        if n.op == "call_function" and (n.target in ASSERTIONS or _writes_state(n)):
             return None
         return super().run_node(n)
 
     def frame(self) -> Frame | None:
         """The line of the model's code that the latest node comes from."""
         return line_of(self.current)
+
+
+def _writes_state(node: torch.fx.Node) -> bool:
+    """Whether a node only puts a new value into a buffer for the next call, which no ONNX graph does either.
+
+    A buffer that the model makes anew for longer inputs has the size of the trace, and would not take the value.
+    """
+    target = node.args[0] if node.args else None
+    into_buffer = isinstance(target, torch.fx.Node) and target.op == "get_attr"
+    return node.target is torch.ops.aten.copy_.default and into_buffer and not node.users
 
 
 def line_of(node: torch.fx.Node | None) -> Frame | None:

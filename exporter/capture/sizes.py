@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from .inputs import Examples
 
-__all__ = ["size_variants", "unused_size"]
+__all__ = ["lowest_size", "size_variants", "unused_size"]
 
 
 def size_variants(examples: Examples) -> Iterator[Examples]:
@@ -60,3 +60,8 @@ def unused_size(examples: Examples, name: str, near: int, taken: set[int]) -> in
     high = min([near + len(taken) + 64, *(axis.high for axis in bounds if axis.high is not None)])
     candidates = [*range(max(near + 1, low), high + 1), *range(min(near, high), low - 1, -1)]
     return next((size for size in candidates if size not in taken), near)
+
+
+def lowest_size(examples: Examples, name: str) -> int:
+    """The smallest size that an axis is declared to take, 1 where nothing is declared."""
+    return max([1, *(axis.low or 1 for _, _, axis in examples.dynamic() if axis.name == name)])

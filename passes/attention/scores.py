@@ -24,6 +24,8 @@ LOWEST, LOWEST_HALF = -1e30, -65504.0
 
 #: Operators that hand their first input through (Dropout does, in inference).
 _TRANSPARENT = frozenset({"Identity", "Dropout"})
+#: A dimension: a number, a symbol, or unknown.
+Size = int | str | None
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -360,17 +362,31 @@ def _per_head_vector(value: ir.Value) -> ir.Value | None:
     shape = dims(value)
     if shape is None or len(shape) not in (3, 4) or shape[-1] != 1:
         return None
+    place = 1  # of the heads
     for _ in range(6):
         found = dims(value)
         wide = None if found is None else [d for d in found if d != 1]
-        by_head = len(shape) == 4 and wide == [shape[1]]
-        if found is not None and (not wide or (by_head and (len(found) == 1 or found[-3:] == (shape[1], 1, 1)))):
+        if found is not None and (not wide or (len(shape) == 4 and wide == [shape[1]] and found[place] != 1)):
             return value
-        node = producer(value, "Expand", "Unsqueeze", "Identity", "Cast")
-        if node is None:
+        node = producer(value, "Expand", "Unsqueeze", "Identity", "Cast", "Reshape")
+        before = None if node is None else _place_before(found, dims(_first(node)), place)
+        if node is None or before is None:
             return None
-        value = _first(node)
+        value, place = _first(node), before
     return None
+
+
+def _place_before(after: Sequence[Size] | None, before: Sequence[Size] | None, place: int) -> int | None:
+    """Where an axis stood before a tensor was expanded, or got and lost axes of length one; None if nowhere."""
+    if after is None or before is None or None in after or None in before or after[place] == 1:
+        return None
+    if [d for d in after if d != 1] == [d for d in before if d != 1]:
+        ahead = sum(d != 1 for d in after[:place])
+        return [at for at, d in enumerate(before) if d != 1][ahead]
+    if any(d not in (1, wide) for d, wide in zip(before[::-1], after[::-1], strict=False)):
+        return None
+    place -= len(after) - len(before)  # expanded: axes count from the last
+    return place if place >= 0 else None
 
 
 def _first(node: ir.Node) -> ir.Value:

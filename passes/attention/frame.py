@@ -42,7 +42,7 @@ def _merged_heads(value: ir.Value | None) -> int | None:
             if _is_time_first(source, result) and isinstance(source[2], int):
                 return source[2]
             if len(source) == 4 and isinstance(source[1], int):
-                return source[1]
+                return None if _keeps_batch(source, result) else source[1]
             width = source[-1]
             if len(source) == 3 and result[-1] == size and isinstance(width, int) and isinstance(size, int):
                 return width // size if width % size == 0 else None
@@ -55,6 +55,11 @@ def _is_time_first(source: tuple[int | str | None, ...], result: tuple[int | str
     if len(source) != 4 or len(result) != 3 or source[2:] == result[1:]:
         return False
     return (source[0], source[3]) == (result[0], result[2])
+
+
+def _keeps_batch(source: tuple[int | str | None, ...], result: tuple[int | str | None, ...]) -> bool:
+    """Whether a reshape leaves the batch alone and merges other axes: rows and columns of an image, (B, C, H, W)."""
+    return source[0] is not None and source[:2] == result[:2] and len(result) == 3
 
 
 _HEAD_PATH = ("Reshape", "Transpose", "Mul", "Div", "Cast", "Identity")

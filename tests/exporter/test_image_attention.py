@@ -1,0 +1,52 @@
+"""Attention between the pixels of an image (B, C, H, W)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import deployml
+
+WIDTH, SIZE, SIDE = 16, 8, 4
+BATCH, ROWS, COLUMNS = torch.export.Dim("batch"), torch.export.Dim("rows"), torch.export.Dim("columns")
+
+
+class OneHead(nn.Module):
+    """One head whose query, key and value are feature maps: channels first, and no axis of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(WIDTH, 4 * SIZE, 1)
+        self.bias = nn.Parameter(torch.randn(SIDE * SIDE, SIDE * SIDE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.flatten(2) for t in self.project(x).split([SIZE, SIZE, 2 * SIZE], dim=1))
+        weights = self.scores(q * SIZE**-0.5, k).softmax(dim=-1)
+        return (v @ weights.mT).unflatten(2, x.shape[2:])
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return q.mT @ k
+
+
+class OneHeadBiased(OneHead):
+    def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return q.mT @ k + self.bias
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes"),
+    [(OneHead, {0: BATCH}), (OneHeadBiased, {0: BATCH}), (OneHead, {0: BATCH, 2: ROWS, 3: COLUMNS})],
+    ids=["fixed", "biased", "free"],
+)
+def test_a_single_head_between_pixels_is_fused(kind: type[OneHead], axes: dict[int, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, WIDTH, SIDE, SIDE)
+    artifact = deployml.export(kind().eval(), (x,), output=tmp_path / "m.onnx", dynamic_shapes=(axes,), html=False)
+    (site,) = artifact.report.sites
+    assert (site.status, site.reason) == ("fused", None)
+    assert site.facts["heads"] == 1
+    assert artifact.report.verdict == "pass"

@@ -39,7 +39,11 @@ _TAILS: Final = (
 def special_table() -> dict[Any, Any]:
     """torch op -> translation, for functions of one tensor."""
     aten = torch.ops.aten
-    return {aten.erfinv.default: translate_erfinv, aten.squeeze.dim: translate_squeeze}
+    return {
+        aten.erfinv.default: translate_erfinv,
+        aten.squeeze.dim: translate_squeeze,
+        aten.repeat_interleave.self_int: translate_repeat_interleave,
+    }
 
 
 def translate_squeeze(self: ir.Value, dim: int) -> Any:
@@ -47,6 +51,33 @@ def translate_squeeze(self: ir.Value, dim: int) -> Any:
     if self.shape is None or len(self.shape) == 0 or self.shape[dim] != 1:
         return op.Identity(self)
     return op.Squeeze(self, op.Constant(value_ints=[dim]))
+
+
+def translate_repeat_interleave(
+    self: ir.Value, repeats: int | ir.Value, dim: int | None = None, output_size: int | ir.Value | None = None
+) -> Any:
+    """Emit ``aten.repeat_interleave.self_int``: one more axis behind the repeated one, expanded and merged with it.
+
+    torchlib's translation repeats the other axis of the two where the number of repeats is a size.
+    """
+    if dim is None or self.shape is None or len(self.shape) == 0:
+        self, dim, rank = op.Reshape(self, op.Constant(value_ints=[-1])), 0, 1
+    else:
+        rank = len(self.shape)
+    dim %= rank
+    apart = op.Unsqueeze(self, op.Constant(value_ints=[dim + 1]))
+    before, after = [1] * (dim + 1), [1] * (rank - dim - 1)
+    if isinstance(repeats, int):
+        wanted = op.Constant(value_ints=[*before, repeats, *after])
+    else:
+        times = op.Reshape(repeats, op.Constant(value_ints=[-1]))
+        wanted = op.Concat(op.Constant(value_ints=before), times, axis=0)
+        wanted = op.Concat(wanted, op.Constant(value_ints=after), axis=0) if after else wanted
+    merged = [op.Shape(self, start=0, end=dim)] if dim else []
+    merged.append(op.Constant(value_ints=[-1]))
+    if after:
+        merged.append(op.Shape(self, start=dim + 1))
+    return op.Reshape(op.Expand(apart, wanted), op.Concat(*merged, axis=0) if len(merged) > 1 else merged[0])
 
 
 def translate_erfinv(self: ir.Value) -> Any:

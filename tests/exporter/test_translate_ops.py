@@ -147,6 +147,28 @@ def test_squeezing_an_axis_of_another_size_changes_nothing() -> None:
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
+class Repeats(torch.nn.Module):
+    """Repeats rows and columns as often as a length says, as lengths of sequences are for every query."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        times = x.shape[1]
+        lengths = x[:, 0, 0].repeat_interleave(3).repeat_interleave(times)
+        return (
+            lengths,
+            x.repeat_interleave(times),
+            x.repeat_interleave(times, dim=-1),
+            x.repeat_interleave(times, dim=1),
+        )
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (2, 7)])
+def test_elements_are_repeated_in_their_order_as_often_as_a_size_says(sizes: tuple[int, int]) -> None:
+    translated = _translated(Repeats(), torch.randn(3, 6, 4))
+    x = torch.randn(*sizes, 4)
+    for found, expected in zip(_run(translated, x), Repeats()(x), strict=True):
+        np.testing.assert_array_equal(found, expected.numpy())
+
+
 class Quantile(torch.nn.Module):
     """A cut at a quantile of the normal distribution, as sparse activations have it."""
 

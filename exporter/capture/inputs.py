@@ -99,9 +99,7 @@ class Examples:
 
     def sizes(self) -> dict[str, int]:
         """Size of each named dynamic axis in the examples, in order of first appearance; sums are left out."""
-        return {
-            axis.name: leaf.value.shape[at] for leaf, at, axis in self.dynamic() if axis.name and not axis.summed
-        }
+        return {axis.name: leaf.value.shape[at] for leaf, at, axis in self.dynamic() if axis.name and not axis.summed}
 
     def dynamic(self) -> Iterator[tuple[ExampleInput, int, Axis]]:
         """Every declared dynamic axis as (input, axis number, declaration)."""
@@ -133,7 +131,7 @@ def examples_of(loaded: Loaded) -> Examples:
     """
     args, kwargs, names = _bind(loaded)
     paths, structure = pytree.tree_flatten_with_path((args, kwargs))
-    specs = _specs_by_name(loaded.dynamic_shapes, names)
+    specs = _specs_by_name(_gathered_apart(loaded.dynamic_shapes, loaded), names)
     leaves = []
     for path, value in paths:
         top, rest = _top_level(path, names, len(args))
@@ -205,6 +203,27 @@ def _key(entry: Any) -> Any:
         if hasattr(entry, field):
             return getattr(entry, field)
     return str(entry)
+
+
+def _gathered_apart(dynamic_shapes: Any, loaded: Loaded) -> Any:
+    """``dynamic_shapes`` with one entry an input, where torch's form nests those of ``*args`` and ``**kwargs``."""
+    kinds = {parameter.kind: name for name, parameter in _signature(loaded).parameters.items()}
+    rest, named = kinds.get(inspect.Parameter.VAR_POSITIONAL), kinds.get(inspect.Parameter.VAR_KEYWORD)
+    if isinstance(dynamic_shapes, Mapping):
+        shapes = dict(dynamic_shapes)
+        if rest is not None and isinstance(shapes.get(rest), (tuple, list)):
+            shapes |= {f"{rest}.{index}": spec for index, spec in enumerate(shapes.pop(rest))}
+        if named is not None and named not in loaded.kwargs and isinstance(shapes.get(named), Mapping):
+            shapes |= shapes.pop(named)
+        return shapes
+    if rest is None or dynamic_shapes is None:
+        return dynamic_shapes
+    before = list(_signature(loaded).parameters).index(rest)
+    inner = dynamic_shapes[before] if before < len(dynamic_shapes) else None
+    nested = isinstance(inner, (tuple, list)) and any(isinstance(spec, (Mapping, tuple, list)) for spec in inner)
+    if not nested or len(inner) != len(loaded.args) - before:
+        return dynamic_shapes
+    return (*dynamic_shapes[:before], *inner, *dynamic_shapes[before + 1 :])
 
 
 def _specs_by_name(dynamic_shapes: Any, names: Sequence[str]) -> dict[str, Any]:

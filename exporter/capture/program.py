@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from ..loaded import Loaded
@@ -138,7 +139,12 @@ def _strictly(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> 
     except Exception:
         return None
     complete = len(program.graph_signature.user_outputs) == len(outputs.names)
-    return program if complete and not _lost(program, examples) else None
+    return program if complete and not _hollow(program) and not _lost(program, examples) else None
+
+
+def _hollow(program: ExportedProgram) -> bool:
+    """Whether the program keeps tensors without values: what the trace made and lost sight of."""
+    return any(isinstance(value, FakeTensor) for value in program.constants.values())
 
 
 def _lost(program: ExportedProgram, examples: Examples) -> bool:

@@ -11,8 +11,10 @@ from torch.export import ExportedProgram
 
 from .causal_bias import causal_bias_as_mask
 from .conversions import idle_conversions
+from .data_of_tensors import data_is_detached
 from .inputs import Examples
 from .long_products import long_products
+from .named_arguments import named_arguments
 from .outputs import Outputs
 from .quiet import quiet
 from .recurrences import recurrences_whole
@@ -61,6 +63,8 @@ def trace(
             idle_conversions(),
             long_products(),
             causal_bias_as_mask(),
+            named_arguments(module, args, kwargs),
+            data_is_detached(),
         ):
             return torch.export.export(
                 module,

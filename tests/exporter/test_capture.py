@@ -447,3 +447,63 @@ def test_a_branch_that_only_saves_work_is_left_out() -> None:
 def test_a_branch_that_differs_for_other_masks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="values of a tensor"):
         capture(_load(MaskDoubles(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))
+
+
+class Gathering(torch.nn.Module):
+    """Passes on whatever it is called with, as wrappers around a model do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, x: torch.Tensor, *rest: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, *rest) + more["shift"] if "shift" in more else self.attention(x, *rest)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "axes"),
+    [
+        (("x", "keep"), (), ({0: "batch", 1: "sequence"}, ({0: "batch", 1: "sequence"},))),
+        (("x", "keep"), (), {"x": {0: "batch", 1: "sequence"}, "rest": ({0: "batch", 1: "sequence"},)}),
+        (("x", "keep"), (), ({0: "batch", 1: "sequence"}, {0: "batch", 1: "sequence"})),
+        (("x",), ("shift",), {"x": {0: "batch", 1: "sequence"}, "more": {"shift": {0: "batch", 1: "sequence"}}}),
+        (("x",), ("shift",), {"x": {0: "batch", 1: "sequence"}, "shift": {0: "batch", 1: "sequence"}}),
+    ],
+)
+def test_arguments_without_a_name_of_their_own_have_dynamic_axes(args: Any, kwargs: Any, axes: Any) -> None:
+    given = {"x": torch.rand(2, 5, 8), "keep": torch.ones(2, 5, dtype=torch.bool), "shift": torch.rand(2, 5, 8)}
+    module = Gathering()
+    loaded = _load(module, *(given[name] for name in args), axes=axes, **{name: given[name] for name in kwargs})
+    captured = capture(loaded)
+    check_dynamic(loaded, captured)
+    assert captured.input_names == tuple({"keep": "rest.0"}.get(name, name) for name in (*args, *kwargs))
+    assert all(dict(captured.dynamic_axes[name]) == {0: "batch", 1: "sequence"} for name in captured.input_names)
+    assert "forward" not in module.__dict__
+
+
+class KeepsItsWeights(torch.nn.Module):
+    """Reads a mask's type around autograd, and keeps what it computed for a plot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+        self.weights: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        later = torch.ones(1, x.size(1), x.size(1)).triu(1).type(torch.uint8) == 0
+        keep = (x[..., 0] > 0).unsqueeze(1)
+        keep = keep & later.type_as(keep.data)
+        self.weights = (self.linear(x).data @ x.mT).masked_fill(keep == 0, -1e9).softmax(-1)
+        return self.weights @ x
+
+
+def test_data_of_a_tensor_is_the_tensor() -> None:
+    module, x = KeepsItsWeights().eval(), torch.randn(2, 5, 8)
+    program = capture(_load(module, x)).program
+    assert not any(name.startswith("lifted") for name in program.constants)
+    other = torch.randn(3, 7, 8)
+    (traced,) = program.module(check_guards=False)(other)
+    torch.testing.assert_close(traced, module(other))
+    assert "data" not in torch.Tensor.__dict__
+
+

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from .. import canonical
 from ..graph import Builder, dims, producer, scalar
 from ..rule import Declined
-from ..symbols import broadcast, quotient
+from ..symbols import broadcast, quotient, ratio, same_dim
 from .five import Five
 from .scores import Product, Term, View, swaps_last
 
@@ -41,13 +41,27 @@ def _merged_heads(value: ir.Value | None) -> int | None:
         if node.op_type == "Reshape" and source is not None and result is not None:
             if _is_time_first(source, result) and isinstance(source[2], int):
                 return source[2]
-            if len(source) == 4 and isinstance(source[1], int):
-                return None if _keeps_batch(source, result) else source[1]
+            if len(source) == 4 and _keeps_batch(source, result):
+                return None
+            merged = _merged_behind_batch(node.inputs[0], node.outputs[0])
+            if merged is not None:
+                return merged
             width = source[-1]
             if len(source) == 3 and result[-1] == size and isinstance(width, int) and isinstance(size, int):
                 return width // size if width % size == 0 else None
         node = producer(node.inputs[0], *_HEAD_PATH)
     return None
+
+
+def _merged_behind_batch(source: ir.Value, result: ir.Value) -> int | None:
+    """N of a reshape from (B, N, ...) to (B * N, S, H), where S may have been several axes, rows and columns say."""
+    before, after = source.shape, result.shape
+    if before is None or after is None or len(before) < 4 or len(after) != 3 or not isinstance(before[1], int):
+        return None
+    rows, size = before[2:-1], before[-1]
+    if len(rows) == 1 and (same_dim(rows[0], after[1]) or None in (dims(source) or ())[2:3]):
+        return before[1]
+    return before[1] if same_dim(size, after[2]) and ratio(rows, [after[1]]) == 1 else None
 
 
 def _is_time_first(source: tuple[int | str | None, ...], result: tuple[int | str | None, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from ..capture.recurrence_op import LINEAR_ATTENTION
 from ..source_map import SourceMap
 from .attention import translate_attention
 from .bfloat16 import widen_bfloat16
+from .convolution import convolution_table
 from .foreign_ops import open_custom_ops, untranslated_error
 from .grouped_matmul import grouped_matmul_table
 from .names import name_axes, name_inputs, name_outputs
 from .origins import replace_metadata
+from .overwrite import overwrite_table
 from .recurrence import translate_linear_attention
 from .special import special_table
 from .split import finish_splits, split_table
@@ -72,7 +75,8 @@ def translate(captured: Captured, *, opset: int) -> Translated:
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
     attention = {ATTENTION: translate_attention, LINEAR_ATTENTION: translate_linear_attention}
-    table = {**attention, **grouped_matmul_table(), **split_table(), **special_table()}
+    tables = (grouped_matmul_table(), split_table(), special_table(), overwrite_table(), convolution_table())
+    table = dict(ChainMap(attention, *tables))
     program = storage_ordered(open_custom_ops(captured.program, table))
     try:
         converted = torch.onnx.export(

@@ -50,3 +50,23 @@ def test_a_single_head_between_pixels_is_fused(kind: type[OneHead], axes: dict[i
     assert (site.status, site.reason) == ("fused", None)
     assert site.facts["heads"] == 1
     assert artifact.report.verdict == "pass"
+
+
+class InPlace(OneHead):
+    """Scores to which a bias for rows and one for columns are added where they lie."""
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        scores = q.mT @ k
+        grid = scores[:, 0:, 0:].view(-1, SIDE * SIDE, SIDE, SIDE)
+        scores[:, 0:, 0:] = (grid + self.bias[:, :SIDE, None] + self.bias[:, None, :SIDE]).flatten(2)
+        return scores
+
+
+def test_a_bias_written_into_the_scores_is_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, WIDTH, SIDE, SIDE)
+    module = InPlace().eval()
+    artifact = deployml.export(module, (x,), output=tmp_path / "m.onnx", dynamic_shapes=({0: BATCH},), html=False)
+    (site,) = artifact.report.sites
+    assert (site.status, site.reason, site.facts["bias"]["mask"]) == ("fused", None, "bias")
+    assert artifact.report.verdict == "pass"

@@ -169,6 +169,54 @@ def test_elements_are_repeated_in_their_order_as_often_as_a_size_says(sizes: tup
         np.testing.assert_array_equal(found, expected.numpy())
 
 
+class Overwritten(torch.nn.Module):
+    """Writes into parts of an axis, of fixed and of free size: first, middle, last, every other and whole ones."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = [x + number for number in range(9)]
+        made[0][:, :1] = x[:, :1] * 2
+        made[1][:, 1:-1] = x[:, 1:-1] * 2
+        made[2][:, -2:] *= 2
+        made[3][..., 1::2] = x[..., :2]
+        made[4][:, : x.shape[1]] = x
+        made[5][:, 1:, 1:] += x[:, 1:, 1:]
+        made[6][:, 2] = x[:, 0]
+        made[7][:, -1] = 5.0
+        made[8][..., 0] = x[..., 3]
+        return tuple(made)
+
+
+def test_a_slice_is_overwritten_without_scattering() -> None:
+    translated = _translated(Overwritten(), torch.randn(3, 5, 4))
+    assert [node.op_type for node in translated.model.graph].count("ScatterElements") == 1
+    assert not [node for node in translated.model.graph if node.op_type == "ScatterND"]
+    for sizes in ((2, 7), (4, 3)):
+        x = torch.randn(*sizes, 4)
+        for found, expected in zip(_run(translated, x), Overwritten()(x), strict=True):
+            np.testing.assert_array_equal(found, expected.numpy())
+
+
+class Convolved(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.nn.Conv3d(4, 8, 3, padding=1, stride=(1, 2, 1), groups=2, bias=False)
+        self.biased = torch.nn.Conv3d(8, 4, (1, 2, 1), dilation=(1, 2, 1))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = self.plain(x)
+        return self.biased(wide), self.plain(x[0])
+
+
+def test_a_video_is_convolved_with_and_without_a_bias() -> None:
+    module = Convolved().eval()
+    translated = _translated(module, torch.randn(3, 4, 5, 7, 6), axes={"x": {0: "batch", 2: "frames"}})
+    x = torch.randn(2, 4, 4, 7, 6)
+    with torch.no_grad():
+        wanted = module(x)
+    for found, expected in zip(_run(translated, x), wanted, strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Quantile(torch.nn.Module):
     """A cut at a quantile of the normal distribution, as sparse activations have it."""
 

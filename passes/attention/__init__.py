@@ -21,6 +21,7 @@ from .repeated import RepeatedHeads
 from .softmax_axis import SoftmaxAxis
 from .standard import Standard
 from .standard_site import StandardSite
+from .turned_scores import TurnedScores
 from .value_first import ValueFirst
 from .weight_factors import WeightFactor
 from .windows import WindowsAsBatch
@@ -43,6 +44,7 @@ RECOGNISE: tuple[Rule, ...] = (
     LateSum(),
     WrittenSoftmax(),
     SoftmaxAxis(),
+    TurnedScores(),
     ValueFirst(),
     InfiniteWeights(),
     WeightFactor(),

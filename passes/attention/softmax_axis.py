@@ -11,11 +11,11 @@ from ..graph import Builder, attribute, dims, op_name, producer, scalar
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 from .scores import leads_to_product
 
-__all__ = ["SoftmaxAxis"]
+__all__ = ["ELEMENTWISE", "SoftmaxAxis", "in_order", "swap"]
 
 #: Values looked at between a softmax and its product: factors, cap, biases and masks are few.
 _MOST = 64
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip")
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip")
 #: What hands weights on to their product with the value.
 _CARRIES = ("Where", "Cast", "Identity")
 
@@ -83,7 +83,7 @@ class SoftmaxAxis(Rule):
     def build(self, facts: Facts, g: Builder) -> Replacement:
         source, old = facts.node.inputs[0], facts.node.outputs[0]
         assert source is not None
-        turned = _turned(g, source, facts.perm, 16)
+        turned = in_order(g, source, facts.perm, 16)
         soft = g.op("Softmax", turned, axis=-1, dtype=old.dtype, shape=turned.shape)
         turned_weights = {id(old): soft}
         for node in facts.below:
@@ -135,7 +135,7 @@ def _condition(g: Builder, value: ir.Value, perm: tuple[int, ...], turned: dict[
     if test is not None and id(test.inputs[0]) in turned:
         source = turned[id(test.inputs[0])]
         return g.op("IsNaN", source, dtype=ir.DataType.BOOL, shape=source.shape)
-    return value if scalar(value) is not None else _turned(g, value, perm, 16)
+    return value if scalar(value) is not None else in_order(g, value, perm, 16)
 
 
 def _turned_product(value: ir.Value) -> ir.Node | None:
@@ -147,7 +147,7 @@ def _turned_product(value: ir.Value) -> ir.Node | None:
             continue
         if node.op_type == "Transpose" and node.inputs[0] is not None and leads_to_product(node.inputs[0]):
             return node
-        if node.op_type not in _ELEMENTWISE:
+        if node.op_type not in ELEMENTWISE:
             continue
         above = [v for v in (node.inputs[1:] if node.op_type == "Where" else node.inputs) if v is not None]
         queue += [v for v in above if id(v) not in seen]
@@ -155,7 +155,7 @@ def _turned_product(value: ir.Value) -> ir.Node | None:
     return None
 
 
-def _turned(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> ir.Value:
+def in_order(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> ir.Value:
     """A value with its axes in another order, the transposition moved up as far as element-wise operators go."""
     rank = len(perm)
     shape = dims(value)
@@ -168,14 +168,14 @@ def _turned(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> i
         wide = [1] * (rank - len(shape)) + list(value.shape or ())
         value = g.op("Unsqueeze", value, axes, dtype=value.dtype, shape=wide)
         return _moved(g, value, perm)
-    node = producer(value, *_ELEMENTWISE) if depth else None
+    node = producer(value, *ELEMENTWISE) if depth else None
     if node is not None and all(v is not None for v in node.inputs):
-        inputs = [_turned(g, v, perm, depth - 1) for v in node.inputs if v is not None]
+        inputs = [in_order(g, v, perm, depth - 1) for v in node.inputs if v is not None]
         result = [list(value.shape or ())[i] for i in perm]
         given = {a.name: a.value for a in node.attributes.values()}
         return g.op(node.op_type, *inputs, dtype=value.dtype, shape=result, **given)
     product = producer(value, "MatMul")
-    if product is not None and perm == _swap(rank) and all(len(dims(v) or ()) == rank for v in product.inputs):
+    if product is not None and perm == swap(rank) and all(len(dims(v) or ()) == rank for v in product.inputs):
         left, right = (v for v in product.inputs if v is not None)
         result = [list(value.shape or ())[i] for i in perm]
         return g.op("MatMul", _moved(g, right, perm), _moved(g, left, perm), dtype=value.dtype, shape=result)
@@ -186,7 +186,7 @@ def _turned(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> i
     return _moved(g, value, perm)
 
 
-def _swap(rank: int) -> tuple[int, ...]:
+def swap(rank: int) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
 
 

@@ -124,8 +124,26 @@ def _otherwise(
     """The ways that remain after the usual trace failed or lost an axis."""
     if failure is not None and is_data_dependent(failure):
         return trace_assuming(module, examples, outputs) or trace_without_shortcuts(module, examples, outputs)
+    if failure is not None:
+        program = _broadcasting(module, examples, outputs)
+        if program is not None:
+            return program, ()
     strict = None if failure is None else _strictly(module, examples, outputs)
     return None if strict is None else (strict, ())
+
+
+def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:
+    """Let a computed size that is 1 in the examples be 1: the batch of one input by that of another, say."""
+    for variant in size_variants(examples):
+        if min(variant.sizes().values(), default=2) < 2:
+            continue  # an axis that is 1 in the examples would stay 1
+        try:
+            program = trace(module, variant, outputs, broadcast_at_one=True)
+        except Exception:  # the first failure is the clearer one to report
+            continue
+        if not merged_axes(program, variant) and not _lost(program, variant):
+            return program
+    return None
 
 
 def _strictly(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:

@@ -38,7 +38,12 @@ def slow_paths() -> Iterator[None]:
 
 
 def trace(
-    module: torch.nn.Module, examples: Examples, outputs: Outputs | None = None, *, strict: bool = False
+    module: torch.nn.Module,
+    examples: Examples,
+    outputs: Outputs | None = None,
+    *,
+    strict: bool = False,
+    broadcast_at_one: bool = False,
 ) -> ExportedProgram:
     """Trace a module with the declared axes dynamic and its result flattened to tensors.
 
@@ -49,10 +54,11 @@ def trace(
         examples: Inputs and declared axes.
         outputs: Receives the names of the results.
         strict: Let torch read the bytecode of the model instead of running it.
+        broadcast_at_one: Take a size that is 1 in the examples for 1, where broadcasting depends on it.
     """
     args, kwargs = examples.call()
     # Sizes 0 and 1 are then no reason to make an axis static: a batch of one stays a batch.
-    oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    oblivious: Any = torch.fx.experimental._config.patch(backed_size_oblivious=not broadcast_at_one)
     handle = module.register_forward_hook(outputs or Outputs())
     try:
         with (

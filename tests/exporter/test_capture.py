@@ -507,3 +507,24 @@ def test_data_of_a_tensor_is_the_tensor() -> None:
     assert "data" not in torch.Tensor.__dict__
 
 
+class Modulated(torch.nn.Module):
+    """A shift of each sequence, of one token or of as many as there are (the modulation of diffusion models)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.nn.Linear(4, 16)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        shift, gain = self.shift(time).view(x.shape[0], -1, 2, 8).unbind(2)
+        return x * (1 + gain) + shift
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_batch_of_one_input_divided_by_that_of_another_is_one(batch: int) -> None:
+    module, axes = Modulated(), {"x": {0: "batch", 1: "sequence"}, "time": {0: "batch"}}
+    captured = capture(_load(module, torch.randn(batch, 5, 8), torch.randn(batch, 4), axes=axes))
+    assert dict(captured.dynamic_axes["x"]) == {0: "batch", 1: "sequence"}
+    for sizes in ((1, 1), (1, 7), (4, 3)):
+        x, time = torch.randn(*sizes, 8), torch.randn(sizes[0], 4)
+        (found,) = captured.program.module(check_guards=False)(x, time)
+        torch.testing.assert_close(found, module(x, time))

@@ -23,13 +23,15 @@ w = Softmax <axis = -1> (j)
 p = Slice (w, one, many, last)
 y = MatMul (p, v)"""
 _CONSTANTS = (
-    "float[4] sink = {1.5, -1.0, 2.5, 0.25}, float[1,4,1] row = {1.5, -1.0, 2.5, 0.25}, int64[1] zero = {0}, "
+    "float[1] half = {0.5}, float[4] sink = {1.5, -1.0, 2.5, 0.25}, "
+    "float[1,4,1] row = {1.5, -1.0, 2.5, 0.25}, int64[1] zero = {0}, "
     "int64[1] one = {1}, int64[1] two = {2}, int64[1] four = {4}, int64[1] many = {9223372036854775807}, "
     "int64[1] last = {3}, int64[2] around = {0, 2}, int64[4] place = {1, 4, 1, 1}"
 )
 #: Name to lines that make the column (B, 4, S, 1).
 _COLUMNS = {
     "expanded as it is": """u = Reshape (sink, place) t = Concat <axis = 0> (b, four, n, one) c = Expand (u, t)""",
+    "one number for all heads": "t = Concat <axis = 0> (b, four, n, one) c = Expand (half, t)",
     "repeated, the last axis added after": """u = Unsqueeze (sink, around) t = Concat <axis = 0> (b, four, n)
         e = Expand (u, t) f = Concat <axis = 0> (b, four, n, one) c = Reshape (e, f)""",
     "the same, of a constant with axes": """t = Concat <axis = 0> (b, four, n)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..runtime.report import Decline, PassRecord, Rewrite
+from .cycles import closes_cycle
 from .graph import Builder, assume, op_name, remove_dead
 from .journal import Journal
 from .proof import Proof, Prover
@@ -114,6 +115,8 @@ class Engine:
                 raise Declined(
                     "across-bodies", "the rewrite would reach across the body of an If, Loop or Scan", at=node
                 )
+            if closes_cycle(replacement.old, replacement.new, g.nodes):
+                raise Declined("own-result", "the new node would read what is computed from its own result", at=node)
         except Declined as no:
             g.discard()
             self._decline(rule, node, no)

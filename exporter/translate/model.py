@@ -19,6 +19,7 @@ from ..source_map import SourceMap
 from .attention import translate_attention
 from .bfloat16 import widen_bfloat16
 from .convolution import convolution_table
+from .filled import filled_under_masks
 from .foreign_ops import open_custom_ops, untranslated_error
 from .grouped_matmul import grouped_matmul_table
 from .names import name_axes, name_inputs, name_outputs
@@ -77,7 +78,7 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
     attention = {ATTENTION: translate_attention, LINEAR_ATTENTION: translate_linear_attention}
     tables = (grouped_matmul_table(), split_table(), special_table(), overwrite_table(), convolution_table())
     table = dict(ChainMap(attention, *tables))
-    program = storage_ordered(open_custom_ops(captured.program, table))
+    program = filled_under_masks(storage_ordered(open_custom_ops(captured.program, table)))
     try:
         converted = torch.onnx.export(
             program,

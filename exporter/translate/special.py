@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ def special_table() -> dict[Any, Any]:
         aten.erfinv.default: translate_erfinv,
         aten.squeeze.dim: translate_squeeze,
         aten.repeat_interleave.self_int: translate_repeat_interleave,
+        torch.sym_sqrt: translate_sym_sqrt,
     }
 
 
@@ -51,6 +53,13 @@ def translate_squeeze(self: ir.Value, dim: int) -> Any:
     if self.shape is None or len(self.shape) == 0 or self.shape[dim] != 1:
         return op.Identity(self)
     return op.Squeeze(self, op.Constant(value_ints=[dim]))
+
+
+def translate_sym_sqrt(size: int | float | ir.Value) -> Any:
+    """Emit ``math.sqrt`` of a size."""
+    if isinstance(size, (int, float)):
+        return op.Constant(value_float=math.sqrt(size))
+    return op.Sqrt(op.Cast(size, to=ir.DataType.FLOAT))
 
 
 def translate_repeat_interleave(

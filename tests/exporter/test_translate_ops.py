@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,6 +216,37 @@ def test_a_video_is_convolved_with_and_without_a_bias() -> None:
         wanted = module(x)
     for found, expected in zip(_run(translated, x), wanted, strict=True):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Filled(torch.nn.Module):
+    """Writes one number wherever a mask holds: on every axis, on the first, on the last ones, through a view."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        every, rows, later, turned = x + 1, x + 2, x @ x.mT, x + 3
+        every[x > 0] = -1e9
+        rows[x.sum((1, 2)) > 0] = 5.0
+        later[:, torch.ones_like(later[0]).triu(1).bool()] = float("-inf")
+        turned.mT[x.mT > 0.5] = x.new_full((1,), 7.0)[0]
+        return every, rows, later, turned, every.masked_fill(x > 1, math.sqrt(x.shape[1]))
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (2, 7)])
+def test_a_number_is_written_under_a_mask_without_a_list_of_positions(sizes: tuple[int, int]) -> None:
+    translated = _translated(Filled(), torch.randn(3, 6, 4))
+    x = torch.randn(*sizes, 4)
+    for found, expected in zip(_run(translated, x), Filled()(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    assert not {"NonZero", "ScatterND"} & {node.op_type for node in translated.model.graph.all_nodes()}
+
+
+class Added(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.index_put((x > 0,), torch.tensor(2.0), accumulate=True)
+
+
+def test_a_number_that_is_added_under_a_mask_is_not_written_over() -> None:
+    x = torch.randn(2, 7, 4)
+    np.testing.assert_allclose(_run(_translated(Added(), torch.randn(3, 6, 4)), x)[0], Added()(x).numpy(), rtol=1e-5)
 
 
 class Quantile(torch.nn.Module):

@@ -23,6 +23,7 @@ from .between import softmaxes
 from .costs import costs_of
 from .group_query import GroupQuery
 from .multi_head import MultiHead
+from .other_weights import other_weights
 from .own import OwnAttention
 from .shared_scores import shared_scores
 from .site import Site, describe, study
@@ -194,13 +195,15 @@ def _nearest(refusals: Sequence[Decline]) -> Decline:
 
 
 def record_unrecognised(engine: Engine) -> None:
-    """Record a declined site for every softmax that still attends in plain nodes."""
+    """Record a declined site for every softmax that still attends in plain nodes, and for weights of another kind."""
     known = {s.name for s in engine.journal.sites}
     said = {d.at: d for rule in _RECOGNISING for d in engine.journal.declines if d.rule == rule}
-    for node in softmaxes(engine.context.model.graph):
+    graph = engine.context.model.graph
+    unseen = [(n, said.get(str(n.name), _unseen(n))) for n in softmaxes(graph)]
+    unseen += [(n, _no_softmax(n)) for n in other_weights(graph)]
+    for node, refusal in unseen:
         if node.name in known:
             continue
-        refusal = said.get(str(node.name), _unseen(node))
         engine.journal.sites.append(
             SiteRecord(
                 index=len(engine.journal.sites),
@@ -221,3 +224,10 @@ def _unseen(node: ir.Node) -> Decline:
     return Decline(
         rule="ATT001", at=str(node.name), reason="not-recognised", detail="no rule understands this form of softmax"
     )
+
+
+def _no_softmax(node: ir.Node) -> Decline:
+    detail = f"the weights are {node.op_type} of the scores; fused operators know a softmax over the keys alone"
+    if op_name(node) == "Exp":
+        detail = "exponentials of the scores weigh the values before or without a division by their sum over all keys"
+    return Decline(rule="ATT001", at=str(node.name), reason="no-softmax", detail=detail)

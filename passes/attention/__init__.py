@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..rule import Rule
+from .bias_in_part import BiasInPart
 from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
 from .group_query import GroupQuery
@@ -42,6 +43,7 @@ __all__ = [
 RECOGNISE: tuple[Rule, ...] = (
     EinsumProduct(),
     LateSum(),
+    BiasInPart(),
     WrittenSoftmax(),
     SoftmaxAxis(),
     TurnedScores(),

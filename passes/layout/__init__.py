@@ -16,6 +16,7 @@ from .split_axis import SplitAxis
 from .transposes import TransposeOfTranspose
 from .unit_axes import UnitTranspose
 from .unsqueezes import UnsqueezePair
+from .whole_again import WholeAgain
 
 __all__ = [
     "RULES",
@@ -30,11 +31,13 @@ __all__ = [
     "TransposeOfTranspose",
     "UnitTranspose",
     "UnsqueezePair",
+    "WholeAgain",
 ]
 
 #: In the order to run.
 RULES: Final[tuple[Rule, ...]] = (
     NoOp(),
+    WholeAgain(),
     PartOfShape(),
     FlattenedGemm(),
     FlattenedTranspose(),

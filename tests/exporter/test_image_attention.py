@@ -62,10 +62,28 @@ class InPlace(OneHead):
         return scores
 
 
-def test_a_bias_written_into_the_scores_is_one(tmp_path: Path) -> None:
+class BesideToken(OneHead):
+    """The same behind a class token, whose scores have no bias."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.flatten(2) for t in self.project(x).split([SIZE, SIZE, 2 * SIZE], dim=1))
+        q, k, v = (torch.cat([t.mean(dim=2, keepdim=True), t], dim=2) for t in (q, k, v))
+        return v @ self.scores(q, k).softmax(dim=-1).mT
+
+    def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        scores = q.mT @ k
+        rows = (q.mT[:, 1:] @ self.bias[:SIZE, :SIDE]).unflatten(1, (SIDE, SIDE))
+        grid = scores[:, 1:, 1:].view(-1, SIDE, SIDE, SIDE, SIDE)
+        scores[:, 1:, 1:] = (grid + rows[..., None] + self.bias[:SIDE, :SIDE]).view(-1, SIDE * SIDE, SIDE * SIDE)
+        scores[:, :, 1:] += self.bias[0]
+        return scores
+
+
+@pytest.mark.parametrize("kind", [InPlace, BesideToken], ids=lambda kind: kind.__name__)
+def test_a_bias_written_into_the_scores_is_one(kind: type[OneHead], tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, WIDTH, SIDE, SIDE)
-    module = InPlace().eval()
+    module = kind().eval()
     artifact = deployml.export(module, (x,), output=tmp_path / "m.onnx", dynamic_shapes=({0: BATCH},), html=False)
     (site,) = artifact.report.sites
     assert (site.status, site.reason, site.facts["bias"]["mask"]) == ("fused", None, "bias")

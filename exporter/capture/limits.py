@@ -42,7 +42,7 @@ def undeclared_limits(program: ExportedProgram, examples: Examples) -> dict[str,
 def trace_beyond_limits(
     module: torch.nn.Module, program: ExportedProgram, examples: Examples, outputs: Outputs
 ) -> ExportedProgram | None:
-    """A program without the undeclared limits of another one, or None where there is none or the model has them.
+    """A program without the undeclared limits of another one, or with higher ones; None where the model has them.
 
     The longer trace is taken only when it equals the model beyond the limit, at the given sizes and at the smallest.
 
@@ -53,14 +53,17 @@ def trace_beyond_limits(
         outputs: Receives the names of the results.
     """
     limits = undeclared_limits(program, examples)
-    if not limits or max(limits.values()) > _FAR or any(axis.derived for _, _, axis in examples.dynamic()):
+    if not limits or max(limits.values()) >= _FAR or any(axis.derived for _, _, axis in examples.dynamic()):
         return None
     longer = examples.resized({name: limit + 1 for name, limit in limits.items()})
     try:
         found = trace(module, longer, outputs)
     except Exception:  # the limit is the model's own
         return None
-    if lost_axes(found, longer) or merged_axes(found, longer) or undeclared_limits(found, longer):
+    if lost_axes(found, longer) or merged_axes(found, longer):
+        return None
+    left = undeclared_limits(found, longer)
+    if any(left.get(name, _FAR) <= limit for name, limit in limits.items()):
         return None
     smallest = examples.resized({name: lowest_size(examples, name) for name in limits})
     if not (_agree(module, found, longer) and _agree(module, found, examples) and _agree(module, found, smallest)):

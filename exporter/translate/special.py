@@ -1,4 +1,4 @@
-"""Functions of one tensor that torch's ONNX translation lacks or gets wrong, written with the operators ONNX has."""
+"""Functions that torch's ONNX translation lacks or gets wrong, written with the operators ONNX has."""
 
 from __future__ import annotations
 
@@ -38,14 +38,37 @@ _TAILS: Final = (
 
 
 def special_table() -> dict[Any, Any]:
-    """torch op -> translation, for functions of one tensor."""
+    """torch op -> translation."""
     aten = torch.ops.aten
     return {
         aten.erfinv.default: translate_erfinv,
         aten.squeeze.dim: translate_squeeze,
         aten.repeat_interleave.self_int: translate_repeat_interleave,
         torch.sym_sqrt: translate_sym_sqrt,
+        aten._cdist_forward.default: translate_distances,
     }
+
+
+def translate_distances(x1: ir.Value, x2: ir.Value, p: float, compute_mode: int | None = None) -> Any:
+    """Emit ``aten._cdist_forward``: distances of all rows of (..., S, D) from all of (..., T, D), as (..., S, T).
+
+    Rows are subtracted from each other, which holds where they are close; a product of them would not.
+    """
+    del compute_mode  # how torch computes it
+    last = op.Constant(value_ints=[-1])
+    apart = op.Sub(op.Unsqueeze(x1, op.Constant(value_ints=[-2])), op.Unsqueeze(x2, op.Constant(value_ints=[-3])))
+    if p == 2.0:
+        return op.Sqrt(op.ReduceSum(op.Mul(apart, apart), last, keepdims=0))
+    apart = op.Abs(apart)
+    if p == 1.0:
+        return op.ReduceSum(apart, last, keepdims=0)
+    if math.isinf(p):
+        return op.ReduceMax(apart, last, keepdims=0)
+    if p == 0.0:
+        zero = op.CastLike(op.Constant(value_float=0.0), apart)
+        return op.ReduceSum(op.CastLike(op.Greater(apart, zero), apart), last, keepdims=0)
+    total = op.ReduceSum(op.Pow(apart, op.CastLike(op.Constant(value_float=p), apart)), last, keepdims=0)
+    return op.Pow(total, op.CastLike(op.Constant(value_float=1.0 / p), total))
 
 
 def translate_squeeze(self: ir.Value, dim: int) -> Any:

@@ -55,6 +55,12 @@ class Between:
         return any(n.op_type == "ReduceSum" for n in self.products)
 
     @property
+    def apart(self) -> bool:
+        """Whether the scores are distances of queries from keys."""
+        factors = producer(self.products[0].inputs[0], "Mul") if op_name(self.products[0]) == "ReduceSum" else None
+        return factors is not None and factors.inputs[0] is factors.inputs[1]
+
+    @property
     def chunked(self) -> bool:
         """Whether the scores are put together from pieces of products, or taken apart again."""
         return sum(n.op_type in _PLUMBING for n in self.up) > 1 or any(n.op_type == "Pad" for n in self.down)
@@ -196,9 +202,12 @@ def _is_product(node: ir.Node, axis: int) -> bool:
 def _sums_products(node: ir.Node) -> bool:
     """Whether a product of two computed tensors is written as a sum over products of what each has and the other not.
 
-    So are scores, (S, 1, H) times (1, T, H), and weighted values, (S, T, 1) times (1, T, H).
+    So are scores, (S, 1, H) times (1, T, H), and weighted values, (S, T, 1) times (1, T, H); distances, the squares of
+    (S, 1, H) less (1, T, H), are counted as such scores.
     """
     factors = producer(node.inputs[0], "Mul") if op_name(node) == "ReduceSum" else None
+    if factors is not None and factors.inputs[0] is factors.inputs[1]:
+        factors = producer(factors.inputs[0], "Sub")
     if factors is None or any(v is None or _learned(v) for v in factors.inputs):
         return False
     left, right = (dims(v) for v in factors.inputs)

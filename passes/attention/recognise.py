@@ -133,6 +133,9 @@ def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:
 
 def _outline(softmax: ir.Node, around: Between) -> Declined | None:
     """What the outline of an attention says about why it is not recognised."""
+    if around.apart:
+        detail = "the scores are distances of queries from keys, no products of the two"
+        return Declined("no-score-product", detail, at=softmax)
     if around.summed:
         detail = "scores or weighted values are written as multiply and sum; write them as a matmul or an einsum"
         return Declined("sum-of-products", detail, at=softmax)

@@ -80,6 +80,14 @@ class Otherwise(Scored):
         return self.distances(length) if length <= 16 else -self.distances(length)
 
 
+class Both(Registered):
+    """Keeps a table, and takes no more than 16 places."""
+
+    def bias(self, length: int) -> Tensor:
+        assert length <= 16, "too long"
+        return super().bias(length)
+
+
 def _loaded(module: nn.Module) -> Loaded:
     return Loaded(
         module.eval(),
@@ -115,3 +123,13 @@ def test_a_limit_of_the_model_itself_stays_and_is_said(kind: type[Scored]) -> No
     captured = capture(_loaded(kind()))
     assert axis_limits(captured)["length"] == (1, 16)
     assert any("'length' up to 16" in note for note in captured.notes)
+
+
+def test_only_the_limit_of_the_table_goes_where_the_model_has_another() -> None:
+    module = Both().eval()
+    with torch.no_grad():
+        module(torch.randn(1, 5, WIDTH))
+    loaded = _loaded(module)
+    captured = capture(loaded)
+    assert check_dynamic(loaded, captured) == ()
+    assert axis_limits(captured)["length"] == (1, 16)

@@ -265,6 +265,23 @@ def test_the_inverse_error_function_holds_from_end_to_end() -> None:
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-7)
 
 
+class Distances(torch.nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, torch.cat((x, x * 0.5 - 1), 1), p=self.p)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, 3.0, math.inf])
+def test_distances_of_all_pairs_hold_also_where_they_are_zero(p: float) -> None:
+    translated = _translated(Distances(p), torch.randn(2, 5, 4), axes={"x": {0: "batch"}})
+    x = torch.randn(3, 5, 4)
+    (found,) = _run(translated, x)
+    np.testing.assert_allclose(found, Distances(p)(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
 class Grouped(torch.nn.Module):
     def __init__(self, turned: bool) -> None:
         super().__init__()

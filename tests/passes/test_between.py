@@ -32,6 +32,13 @@ ATTENTION = {
         b = Mul (u, v) y = ReduceSum <keepdims = 0> (b, keys)""",
         "int64[1] ax = {-1}, int64[1] keys = {3}",
     ),
+    "distances": (
+        "float[B,4,S,1,16] q, float[B,4,1,S,16] k, float[B,4,S,16] v",
+        _Y,
+        """d = Sub (q, k) a = Mul (d, d) u = ReduceSum <keepdims = 0> (a, ax) r = Sqrt (u) s = Neg (r)
+        p = Softmax <axis = -1> (s) y = MatMul (p, v)""",
+        "int64[1] ax = {-1}",
+    ),
     "sine on the way": (_QKV, _Y, "s = MatMul (q, k) t = Sin (s) p = Softmax (t) u = Abs (p) y = MatMul (u, v)", ""),
     "chunked": (_QKV, _Y, _CHUNKED, _PIECES),
     "over the queries": (

@@ -79,6 +79,12 @@ def _keeps_batch(source: tuple[int | str | None, ...], result: tuple[int | str |
 _HEAD_PATH = ("Reshape", "Transpose", "Mul", "Div", "Cast", "Identity")
 
 
+def _same_view(views: list[View]) -> bool:
+    """Whether views one after the other end in the one that they began with."""
+    outer, inner = dims(views[0].outer), dims(views[-1].inner)
+    return outer is not None and outer == inner and None not in outer
+
+
 class Frame:
     """Brings operands, masks and results to (B, N, S, H) and back.
 
@@ -246,6 +252,8 @@ class Frame:
         """Carry a term from its own view of the scores to (B, N, S, T)."""
         shape = dims(value)
         views = [v for v in term.views if dims(v.outer) != dims(v.inner)]
+        if views and _same_view(views):
+            views = []
         if any((dims(v.outer) or ())[-2:] != (dims(v.inner) or ())[-2:] for v in views):
             value = self._unsplit(value, views)
         elif views and shape is not None:
@@ -265,6 +273,8 @@ class Frame:
             Declined: "score-layout" unless the split axes have fixed sizes.
         """
         outer, inner, shape = dims(views[0].outer), dims(views[-1].inner), dims(value)
+        if outer is not None and len(outer) == 2 and inner is not None and shape is not None:
+            return self._rows_apart(value, views[-1].inner)
         known = outer is not None and inner is not None and shape is not None and len(views) == 1
         if not known or outer is None or inner is None or shape is None or outer[0] != inner[0]:
             raise Declined("score-layout", f"a term beside scores of {outer} does not fit {inner}", at=value)
@@ -276,6 +286,19 @@ class Frame:
         full = g.op("Expand", value, wide, dtype=value.dtype, shape=[batch, *outer[1:]])
         target = g.const(np.array([-1, *inner[1:]], np.int64))
         return g.op("Reshape", full, target, dtype=value.dtype, shape=[batch, *inner[1:]])
+
+    def _rows_apart(self, value: ir.Value, inner: ir.Value) -> ir.Value:
+        """A term beside scores of (B * N * S, T), as one beside ``inner``, (B * N, S, T) or (B, N, S, T)."""
+        shape = dims(value) or ()
+        if len(shape) < 2 or shape[0] == 1:
+            return value
+        # The query has the rows of the scores, and is there without them.
+        query = self.product.node.inputs[0]
+        like = query if (dims(query) or ())[:-1] == (dims(inner) or ())[:-1] else inner
+        rows = self.g.op("Shape", like, start=0, end=-1, dtype=ir.DataType.INT64)
+        target = self.g.op("Concat", rows, self.g.const(np.array([-1], np.int64)), axis=0, dtype=ir.DataType.INT64)
+        assert inner.shape is not None and value.shape is not None
+        return self.g.op("Reshape", value, target, dtype=value.dtype, shape=[*inner.shape[:-1], value.shape[-1]])
 
     def _squeezed(self, value: ir.Value, shape: tuple[int | str | None, ...]) -> ir.Value:
         """A term that depends on query and key alone fits every view once its leading ones are gone."""

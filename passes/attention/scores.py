@@ -31,7 +31,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A Reshape on the score path that touches leading axes alone: ``inner`` was viewed as ``outer``."""
+    """A Reshape on the score path that leaves the keys' axis alone: ``inner`` was viewed as ``outer``."""
 
     outer: ir.Value
     inner: ir.Value
@@ -156,7 +156,7 @@ class _Walk:
     def _reshape(self, node: ir.Node) -> ir.Value:
         source, result = _first(node), node.outputs[0]
         inner, outer = dims(source), dims(result)
-        if inner is None or outer is None or len(inner) < 3 or len(outer) < 3:
+        if inner is None or outer is None or (min(len(inner), len(outer)) < 3 and not _joins_rows(inner, outer)):
             raise Declined("score-layout", f"the scores are reshaped from {inner} to {outer}", at=node)
         view = View(result, source)
         self.views.append(view)
@@ -333,6 +333,12 @@ def _keeps_last(view: View) -> bool:
     """Whether a view has the rows and columns of what it shows: of the names that masks bring in it knows nothing."""
     inner, outer = dims(view.inner), dims(view.outer)
     return inner is not None and outer is not None and inner[-2:] == outer[-2:] and None not in inner[-2:]
+
+
+def _joins_rows(inner: Sequence[Size], outer: Sequence[Size]) -> bool:
+    """Whether one of two views has the rows of all heads in one axis: (B * N * S, T)."""
+    flat, apart = sorted((inner, outer), key=len)
+    return len(flat) == 2 and len(apart) > 2 and flat[1] is not None and flat[1] == apart[-1] and flat[0] != apart[-2]
 
 
 def _divisor(value: ir.Value) -> tuple[ir.Value, float | None]:

@@ -187,6 +187,7 @@ def in_order(g: Builder, value: ir.Value, perm: tuple[int, ...], depth: int) -> 
 
 
 def swap(rank: int) -> tuple[int, ...]:
+    """The permutation that swaps the last two of ``rank`` axes."""
     return (*range(rank - 2), rank - 1, rank - 2)
 
 

@@ -313,7 +313,8 @@ def _in_view(shape: Sequence[object], after: Sequence[object], axis: int) -> int
     at = len(shape) - axis
     if at in wide and [shape[n] for n in wide] == [after[n] for n in wide_after]:
         return len(after) - wide_after[wide.index(at)]
-    return 2 if axis >= 2 and len(after) == 2 and shape[-1] == after[-1] else 0
+    in_rows = after[-1:] == (1,) or (axis >= 2 and shape[-1] == after[-1])
+    return 2 if in_rows and len(after) == 2 else 0
 
 
 def _term(node: ir.Node, operand: ir.Value) -> str:

@@ -73,6 +73,13 @@ ATTENTION = {
         _EXP + "f = Mul (e, mask) t = ReduceSum <keepdims=1> (f, ax) p = Div (f, t) y = MatMul (p, v)",
         _AX,
     ),
+    "one head mixed, as a column": (
+        "float[B,1,8,16] q, float[B,1,16,8] k, float[B,1,8,16] v",
+        "float[B,1,8,16] y",
+        """s = MatMul (q, k) p = Softmax (s) r = Reshape (p, column) t = Gemm (r, w)
+        u = Reshape (t, back) y = MatMul (u, v)""",
+        "float[1,1] w = {0.7}, int64[2] column = {-1, 1}, int64[4] back = {-1, 1, 8, 8}",
+    ),
     "heads mixed after": (
         _QKV,
         _Y,

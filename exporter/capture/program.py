@@ -18,7 +18,7 @@ from .inputs import Examples, examples_of
 from .limits import trace_beyond_limits
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .outputs import Outputs
-from .promotion import cast_integers_after_numbers
+from .promotion import cast_promoted_integers
 from .quiet import quiet
 from .refusals import is_data_dependent, refusal
 from .saved import capture_saved
@@ -57,7 +57,7 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
         open_flex_attention(captured.program)
         drop_empty_concatenations(captured.program)
         count_trims_from_the_front(captured.program)
-        cast_integers_after_numbers(captured.program)
+        cast_promoted_integers(captured.program)
         open_complex_layout(captured.program)
         calls = keep_attention_whole(captured.program) if keep_attention else 0
     return captured.finished(calls)

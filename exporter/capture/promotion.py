@@ -1,4 +1,4 @@
-"""Casts that torch leaves implicit where a number stands before an integer tensor: ``1.0 - mask``."""
+"""Casts that torch leaves implicit where integers meet floats: ``1.0 - mask``, ``einsum("i,j->ij", place, angle)``."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from torch.export import ExportedProgram
 
 from .surgery import graphs
 
-__all__ = ["cast_integers_after_numbers"]
+__all__ = ["cast_promoted_integers"]
 
 _aten: Final = torch.ops.aten
-#: Calls in which torch.onnx cannot promote types itself: it decomposes them into a call with a number first.
-_NUMBER_FIRST: Final = frozenset({_aten.rsub.Scalar, _aten.rsub.Tensor})
+#: Calls in which torch.onnx does not promote types: it looks for an overload of the first two that takes a number
+#: first, and finds none; the operands of the third go into one ONNX node as they are.
+_UNPROMOTED: Final = frozenset({_aten.rsub.Scalar, _aten.rsub.Tensor, _aten.einsum.default})
 
 
-def cast_integers_after_numbers(program: ExportedProgram) -> None:
-    """Cast the integer operand of ``number - tensor`` to the type of the result, in place.
+def cast_promoted_integers(program: ExportedProgram) -> None:
+    """Cast integer operands of such a call to the floating-point type of its result, in place.
 
-    torch promotes it while it computes; torch.onnx looks for an overload that takes a number first, and finds none.
-    The value is the same: the operand is converted before the operation in either case.
+    torch promotes them while it computes. The value is the same: the operand is converted before the operation in
+    either case.
     """
     for graph in graphs(program):
         for node in list(graph.nodes):
-            if node.target in _NUMBER_FIRST:
+            if node.target in _UNPROMOTED:
                 _cast_operands(graph, node)
 
 
@@ -32,7 +33,7 @@ def _cast_operands(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     result = node.meta.get("val")
     if not isinstance(result, torch.Tensor) or not result.is_floating_point():
         return
-    for operand in dict.fromkeys(a for a in node.args if isinstance(a, torch.fx.Node)):
+    for operand in node.all_input_nodes:
         value: Any = operand.meta.get("val")
         if not isinstance(value, torch.Tensor) or value.is_floating_point():
             continue

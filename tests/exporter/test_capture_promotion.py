@@ -1,4 +1,4 @@
-"""Numbers before integer tensors: torch promotes them by itself, torch.onnx does not."""
+"""Integers that meet floats: torch promotes them by itself, torch.onnx does not everywhere."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "rsub-with-alpha": lambda m: torch.rsub(m, 1.5, alpha=2),
     "int-minus-int": lambda m: (1 - m).float(),
     "float-minus-float": lambda m: 1.0 - m.float(),
+    "einsum-of-int-and-float": lambda m: torch.einsum("bi,j->bij", m, torch.tensor([0.5, 0.25])),
+    "einsum-of-int-and-half": lambda m: torch.einsum("bi,bj->bij", m.half(), m),
+    "einsum-of-one-tensor-twice": lambda m: torch.einsum("bi,bi->b", m, m),
 }
 
 
@@ -35,7 +38,7 @@ class _Form(nn.Module):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_number_before_an_integer_tensor(name: str) -> None:
+def test_integers_become_floats_where_torch_makes_them(name: str) -> None:
     module = _Form(FORMS[name]).eval()
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     traced = torch.tensor([[0, 1, 2], [3, 0, 1]])

@@ -76,6 +76,8 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     if longest:
         sizes = (_long(values, longest + 3), *_uneven(values, longest + 3))
         cases.extend(Plan(apply_ties(ties, each), _LENGTHS) for each in sizes)
+    apart = (Plan(apply_ties(ties, each), _LENGTHS) for each in _drifted(values, dims, max(longest, _SHORT) + _LEVEL))
+    cases.extend(plan for plan in apart if plan not in cases)
     ids = notable(values, nodes)
     if ids is not None:
         many = Plan(apply_ties(ties, _batched(values, _MANY)), 0)
@@ -182,6 +184,24 @@ def _uneven(values: Sequence[ir.Value], size: int) -> list[dict[str, int]]:
         return []
     plain = dict.fromkeys(_symbols(values), 1) | dict.fromkeys(inner, _LEVEL)
     return [plain | {name: size + _LEVEL} for name in inner[:2]]
+
+
+def _drifted(values: Sequence[ir.Value], dims: Iterable[ir.SymbolicDim], reach: int) -> list[dict[str, int]]:
+    """Where one length is computed from another (pooled keys): so long that the ends are out of each other's reach."""
+    inner, found = _inner(values), dict[str, int]()
+    for dim in dims:
+        names = free_names(dim)
+        if len(names) != 1 or names[0] not in inner or dim.value == names[0]:
+            continue
+        size = next((n for n in _doubled(reach) if abs(size_of(dim, {names[0]: n}) - n) > reach), 0)
+        found[names[0]] = max(size, found.get(names[0], 0))
+    plain = {name: _LEVEL if name in inner else 1 for name in _symbols(values)}
+    return [plain | {name: size} for name, size in found.items() if size]
+
+
+def _doubled(size: int) -> Iterable[int]:
+    """A few sizes, each twice the one before: lengths that grow at unlike rates are apart by then, others never are."""
+    return (size << times for times in range(1, 4))
 
 
 def _inner(values: Sequence[ir.Value]) -> set[str]:

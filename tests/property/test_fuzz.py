@@ -252,6 +252,7 @@ def test_an_attention_without_a_record_is_a_case(monkeypatch: pytest.MonkeyPatch
 OF_OTHER_TOKENS = (
     AttentionSpec(masks=("window",), reduce="stride"),
     AttentionSpec(masks=("window",), window=12, cross=True),
+    AttentionSpec(masks=("band",), window=3, fill="-inf", reduce="pool", memory="learned"),
     AttentionSpec(tokens="shifted", bias="relative"),
     AttentionSpec(tokens="windows", bias="table", packing="unbind"),
     AttentionSpec(tokens="channels", reduce="conv"),

@@ -59,6 +59,9 @@ def _merged_behind_batch(source: ir.Value, result: ir.Value) -> int | None:
     if before is None or after is None or len(before) < 4 or len(after) != 3 or not isinstance(before[1], int):
         return None
     rows, size = before[2:-1], before[-1]
+    if isinstance(size, int) and isinstance(after[2], int) and size != after[2]:
+        times = ratio([after[0]], [before[0]])  # (B, N * H, ...) to (B * N, H, S): the rest of the channels stays
+        return times if isinstance(times, int) and before[1] % times == 0 else None
     if len(rows) == 1 and (same_dim(rows[0], after[1]) or None in (dims(source) or ())[2:3]):
         return before[1]
     return before[1] if same_dim(size, after[2]) and ratio(rows, [after[1]]) == 1 else None

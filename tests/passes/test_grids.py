@@ -46,3 +46,27 @@ def test_heads_of_a_feature_map_are_counted_where_they_join_the_batch(heads: int
     assert [v.shape[1] for v in site.inputs[:3]] == [heads] * 3
     expand_all(model)
     np.testing.assert_allclose(outputs(model, feeds)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_heads_split_off_channels_that_join_the_batch_at_once_are_counted() -> None:
+    """(B, N * 8, 8, 8) to (B * N, 8, 64), whose rows happen to be as many as a head is wide."""
+    split = "{0}1 = Reshape ({0}, join)\n{0}2 = Transpose <perm = [0, 2, 1]> ({0}1)\n"
+    body = (
+        split.format("q")
+        + "k1 = Reshape (k, join)\n"
+        + split.format("v")
+        + "s = MatMul (q2, k1)\np = Softmax <axis = -1> (s)\no = MatMul (p, v2)\n"
+        + "o1 = Transpose <perm = [0, 2, 1]> (o)\ny = Reshape (o1, whole)"
+    )
+    constants = "int64[3] join = {-1, 8, 64}, int64[4] whole = {-1, 32, 8, 8}"
+    model = parsed(
+        ", ".join(f"float[B,32,8,8] {name}" for name in "qkv"), "float[B,32,8,8] y", body, constants=constants
+    )
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((3, 32, 8, 8)).astype(np.float32) for name in "qkv"}
+    (expected,) = outputs(model, feeds)
+    rewrite(model, attention.RECOGNISE)
+    (site,) = (n for n in model.graph if n.op_type == "Attention")
+    assert [v.shape[1] for v in site.inputs[:3]] == [4] * 3
+    expand_all(model)
+    np.testing.assert_allclose(outputs(model, feeds)[0], expected, rtol=0, atol=1e-5)

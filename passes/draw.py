@@ -35,6 +35,8 @@ _LEVEL: Final = 4
 #: Integers between these two in a sub-graph may be windows, blocks or bucket counts: sizes must exceed them once.
 _SHORT: Final = 3
 _LONG: Final = 512
+#: How many of them decide a case.
+_TELLING: Final = 4
 #: No symbol is raised beyond this to keep what is computed from it from being empty.
 _LIMIT: Final = 1 << 14
 
@@ -60,7 +62,7 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     Args:
         values: The free inputs.
         nodes: Nodes of both forms: what they compute together ties axes of different names (see :mod:`.sizes`).
-        constants: Constants of both forms; the largest small integer among them decides more, longer cases.
+        constants: Constants of both forms; small integers among them, windows and ends of tables, decide longer cases.
     """
     nodes = list(nodes)
     ties, dims = tied(nodes, _symbols(values)), [*dims_of(values), *dims_of(o for n in nodes for o in n.outputs)]
@@ -72,12 +74,12 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     if any(_is_pattern(value) for value in values):
         many = apply_ties(ties, _batched(values, _MANY))
         cases.extend(plan for plan in (Plan(many, 1), Plan(many, 2)) if can_be(plan.sizes, dims))
-    longest = max((n for c in constants for n in _integers(c) if _SHORT < n <= _LONG), default=0)
-    if longest:
-        sizes = (_long(values, longest + 3), *_uneven(values, longest + 3))
-        cases.extend(Plan(apply_ties(ties, each), _LENGTHS) for each in sizes)
-    apart = (Plan(apply_ties(ties, each), _LENGTHS) for each in _drifted(values, dims, max(longest, _SHORT) + _LEVEL))
-    cases.extend(plan for plan in apart if plan not in cases)
+    numbers = sorted({n for c in constants for n in _integers(c) if _SHORT < n <= _LONG})
+    sizes = [_long(values, numbers[-1] + 3)] if numbers else []
+    sizes += [each for n in _telling(numbers) for each in _uneven(values, n + 3)]
+    sizes += [each for n in (_SHORT, *_telling(numbers)) for each in _drifted(values, dims, n + 1)]
+    longer = (Plan(apply_ties(ties, each), _LENGTHS) for each in sizes)
+    cases.extend(plan for plan in longer if plan not in cases)
     ids = notable(values, nodes)
     if ids is not None:
         many = Plan(apply_ties(ties, _batched(values, _MANY)), 0)
@@ -193,15 +195,23 @@ def _drifted(values: Sequence[ir.Value], dims: Iterable[ir.SymbolicDim], reach: 
         names = free_names(dim)
         if len(names) != 1 or names[0] not in inner or dim.value == names[0]:
             continue
-        size = next((n for n in _doubled(reach) if abs(size_of(dim, {names[0]: n}) - n) > reach), 0)
+        size = next((n for n in _growing(reach) if abs(size_of(dim, {names[0]: n}) - n) > reach), 0)
         found[names[0]] = max(size, found.get(names[0], 0))
     plain = {name: _LEVEL if name in inner else 1 for name in _symbols(values)}
     return [plain | {name: size} for name, size in found.items() if size]
 
 
-def _doubled(size: int) -> Iterable[int]:
-    """A few sizes, each twice the one before: lengths that grow at unlike rates are apart by then, others never are."""
-    return (size << times for times in range(1, 4))
+def _growing(size: int) -> Iterable[int]:
+    """Sizes up to eight times the first: lengths that grow at unlike rates are apart by then, others never are."""
+    last = 8 * size
+    while size <= last:
+        yield size
+        size += max(1, size // 8)
+
+
+def _telling(numbers: Sequence[int]) -> Sequence[int]:
+    """Of sorted numbers the largest and the smallest: tables end at some of them, and no longer case runs there."""
+    return (*numbers[: _TELLING - 1], *numbers[_TELLING - 1 :][-1:])
 
 
 def _inner(values: Sequence[ir.Value]) -> set[str]:

@@ -253,6 +253,7 @@ OF_OTHER_TOKENS = (
     AttentionSpec(masks=("window",), reduce="stride"),
     AttentionSpec(masks=("window",), window=12, cross=True),
     AttentionSpec(masks=("band",), window=3, fill="-inf", reduce="pool", memory="learned"),
+    AttentionSpec(masks=("causal", "window"), window=4, fill="add_inf", reduce="pool", relative="shift"),
     AttentionSpec(tokens="shifted", bias="relative"),
     AttentionSpec(tokens="windows", bias="table", packing="unbind"),
     AttentionSpec(tokens="channels", reduce="conv"),

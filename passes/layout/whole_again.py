@@ -48,7 +48,7 @@ def end_to_end(parts: Sequence[Part], axis: int) -> bool:
     whole = (dims(parts[0].source) or ())[axis]
     one = all(part.source is parts[0].source for part in parts)
     reaches = parts[-1].end >= (whole if isinstance(whole, int) else _FAR)
-    return one and parts[0].start == 0 and reaches and all(a.end == b.start >= 0 for a, b in pairwise(parts))
+    return one and parts[0].start == 0 and reaches and all(a.start <= a.end == b.start for a, b in pairwise(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,14 @@ WholeAgain.examples = (
         _PIECES + "y = Concat <axis = 1> (b, a)",
         because="no-match",
         constants=_BOUNDS,
+    ),
+    declines(
+        "float[B,S] x",
+        "float[B,S] y",
+        "a = Slice (x, zero, two, ax) b = Slice (x, two, one, ax) c = Slice (x, one, far, ax) "
+        "y = Concat <axis = 1> (a, b, c)",
+        because="no-match",
+        constants=_BOUNDS + ", int64[1] two = {2}",
     ),
     declines(
         "float[B,S] x, float[B,S] z",

@@ -90,6 +90,7 @@ def _spec(value: ir.Value, example: np.ndarray | None, bound: int | None) -> Inp
         shape=axes,
         role=_role(name, _numpy_name(dtype), example),
         bound=_table_rows(value) or (bound if dtype.is_integer() else None),
+        marks=_marks(value) if dtype.is_integer() else (),
     )
 
 
@@ -103,6 +104,23 @@ def _role(name: str, dtype: str, example: np.ndarray | None) -> Role:
     if guess == "attention-mask" and is_float and example is not None and bool((example <= _ADDITIVE).any()):
         return "additive-mask"
     return guess
+
+
+def _marks(value: ir.Value) -> tuple[int, ...]:
+    """The numbers that an integer input is compared with, to be found or left out where it equals them."""
+    found: set[int] = set()
+    ahead, seen = [value], set[ir.Value]()
+    for _ in range(_MAX_STEPS):
+        seen.update(ahead)
+        uses = [use for v in ahead for use in v.uses()]
+        for use in uses:
+            other = use.node.inputs[1 - use.idx] if op_name(use.node) == "Equal" else None
+            number = None if other is None else ir.convenience.get_const_tensor(other)
+            if number is not None and number.size == 1:
+                found.add(int(number.numpy().reshape(-1)[0]))
+        onward = [u.node.outputs[0] for u in uses if op_name(u.node) in _PASS_ON and u.idx == 0]
+        ahead = [v for v in onward if v not in seen]
+    return tuple(sorted(found))
 
 
 def _table_rows(value: ir.Value) -> int | None:

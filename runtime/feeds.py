@@ -50,6 +50,8 @@ class InputSpec:
             padded ones, "additive-mask" 0 at real positions and the dtype's lowest number at padded ones. "boxes" are
             corners (left, top, right, bottom), none of them negative in width or height.
         bound: Integers stay below it (size of the vocabulary, of the position table). None: a small default.
+        marks: Integers that the model looks for, padding among them. No row begins with one: a causal row that sees
+            padding alone has no key, and what attention gives there is an assumption, not a value.
         scale: Standard deviation of float values.
     """
 
@@ -58,6 +60,7 @@ class InputSpec:
     shape: tuple[int | str, ...]
     role: Role = "values"
     bound: int | None = None
+    marks: tuple[int, ...] = ()
     scale: float = 1.0
 
 
@@ -192,11 +195,19 @@ def _values(
         return rng.random(shape) < 0.5
     if dtype.kind in "iu":
         high = spec.bound if spec.bound is not None else _DEFAULT_BOUND[spec.role]
-        drawn = rng.integers(0, max(1, high), shape).astype(dtype)
+        drawn = _begun(rng.integers(0, max(1, high), shape).astype(dtype), high, spec.marks)
         return np.sort(drawn, -1) if spec.role == "boxes" else drawn
     if spec.role == "boxes":
         return np.sort(rng.random(shape), -1).astype(dtype)
     return (rng.standard_normal(shape) * spec.scale).astype(dtype)
+
+
+def _begun(ids: np.ndarray, high: int, marks: tuple[int, ...]) -> np.ndarray:
+    """Ids whose rows begin with none of ``marks``, where there is another number."""
+    other = next((n for n in range(high) if n not in marks), None)
+    if marks and other is not None and ids.ndim > 1:
+        ids[..., 0] = np.where(np.isin(ids[..., 0], marks), other, ids[..., 0])
+    return ids
 
 
 def _mask_values(spec: InputSpec, keep: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..graph import attribute, dims, op_name, producer
 from ..letters import letters_of
 
-__all__ = ["Between", "between", "softmaxes", "written_logits"]
+__all__ = ["Between", "between", "is_learned", "softmaxes", "written_logits"]
 
 #: Nodes looked at on either side: sliding chunks put some two hundred between their products and the softmax.
 UP, DOWN = 480, 240
@@ -190,7 +190,7 @@ def _is_product(node: ir.Node, axis: int) -> bool:
     pair = [v for v in node.inputs[:2] if v is not None]
     if len(pair) != 2 or (len(node.inputs) > 2 and op_name(node) == "Einsum"):
         return False
-    learned = [_learned(v) for v in pair]
+    learned = [is_learned(v) for v in pair]
     if not any(learned):
         return True
     if all(learned) or axis == 0:
@@ -208,7 +208,7 @@ def _sums_products(node: ir.Node) -> bool:
     factors = producer(node.inputs[0], "Mul") if op_name(node) == "ReduceSum" else None
     if factors is not None and factors.inputs[0] is factors.inputs[1]:
         factors = producer(factors.inputs[0], "Sub")
-    if factors is None or any(v is None or _learned(v) for v in factors.inputs):
+    if factors is None or any(v is None or is_learned(v) for v in factors.inputs):
         return False
     left, right = (dims(v) for v in factors.inputs)
     if left is None or right is None:
@@ -242,7 +242,7 @@ def _letters(node: ir.Node) -> list[str]:
 def _weighs(node: ir.Node, weights: ir.Value) -> bool:
     """Whether a product weighs something computed with these weights."""
     others = [v for v in node.inputs if v is not None and v is not weights]
-    return bool(others) and not any(_learned(v) for v in others)
+    return bool(others) and not any(is_learned(v) for v in others)
 
 
 def _sums_over(node: ir.Node, weights: ir.Value, axis: int) -> bool | None:
@@ -259,7 +259,7 @@ def _sums_over(node: ir.Node, weights: ir.Value, axis: int) -> bool | None:
 
 def _mixes(node: ir.Node, value: ir.Value, axis: int, upwards: bool) -> bool:
     """Whether a product with a weight leaves the axis of the keys alone: it mixes heads, say."""
-    learned = [_learned(v) for v in node.inputs[: 2 if op_name(node) == "Gemm" else None] if v is not None]
+    learned = [is_learned(v) for v in node.inputs[: 2 if op_name(node) == "Gemm" else None] if v is not None]
     if not axis or learned.count(True) != 1 or len(learned) != 2:
         return False
     if op_name(node) == "MatMul":
@@ -273,7 +273,7 @@ def _mixes(node: ir.Node, value: ir.Value, axis: int, upwards: bool) -> bool:
     return axis <= len(here) and here[-axis] not in terms[learned.index(True)] and here[-axis] in terms[-1]
 
 
-def _learned(value: ir.Value, steps: int = 8) -> bool:
+def is_learned(value: ir.Value, steps: int = 8) -> bool:
     """Whether a value is a constant in another form."""
     for _ in range(steps):
         node = value.producer()

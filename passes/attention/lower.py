@@ -22,6 +22,7 @@ from ..rule import Declined, Rule
 from .between import softmaxes
 from .costs import costs_of
 from .group_query import GroupQuery
+from .layer_scores import layer_scored, note_on
 from .multi_head import MultiHead
 from .other_weights import other_weights
 from .own import OwnAttention
@@ -195,12 +196,18 @@ def _nearest(refusals: Sequence[Decline]) -> Decline:
 
 
 def record_unrecognised(engine: Engine) -> None:
-    """Record a declined site for every softmax that still attends in plain nodes, and for weights of another kind."""
+    """Record a declined site for every softmax that still attends in plain nodes, and for weights of another kind.
+
+    A softmax over scores of a layer, which no operator fuses and no ``--require-fused`` should ask for, is a note.
+    """
     known = {s.name for s in engine.journal.sites}
     said = {d.at: d for rule in _RECOGNISING for d in engine.journal.declines if d.rule == rule}
     graph = engine.context.model.graph
     unseen = [(n, said.get(str(n.name), _unseen(n))) for n in softmaxes(graph)]
     unseen += [(n, _no_softmax(n)) for n in other_weights(graph)]
+    note = note_on(layer_scored(graph))
+    if note is not None:
+        engine.journal.notes.append(note)
     for node, refusal in unseen:
         if node.name in known:
             continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .. import canonical
-from ..graph import Builder
+from ..graph import Builder, op_name
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 from .between import Between, between
 from .conditions import literals
@@ -16,6 +16,9 @@ from .scores import Product, score_product
 from .weights import Downward, attends, read_elsewhere, walk_down
 
 __all__ = ["SoftmaxAttention"]
+
+#: Operators below a softmax that leave its weights as they are.
+_HANDS_ON = frozenset({"Cast", "Identity", "Dropout", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +125,23 @@ def _ways(softmax: ir.Node, around: Between) -> tuple[Downward, Product]:
     if not attends(softmax):
         if outline is not None:
             raise outline
-        raise Declined("weights-changed", "the weights are changed between softmax and value", at=softmax)
+        by = _by_what(around)
+        raise Declined("weights-changed", f"the weights are changed between softmax and value{by}", at=softmax)
     scores = softmax.inputs[0]
     assert scores is not None
     try:
         return walk_down(softmax), score_product(scores)
     except Declined as no:
         raise (outline or no) from no
+
+
+def _by_what(around: Between) -> str:
+    """The first operator below the softmax that does more than hand the weights on, and its line."""
+    node = next((n for n in around.down if op_name(n) not in _HANDS_ON), None)
+    if node is None:
+        return ""
+    source = node.metadata_props.get("deployml.source")
+    return f", by {node.op_type}" + (f" ({source})" if source else "")
 
 
 def _outline(softmax: ir.Node, around: Between) -> Declined | None:

@@ -230,6 +230,13 @@ def test_the_journal_ends_with_a_reason(name: str, reason: str) -> None:
     assert [(s.status, s.reason) for s in sites] == [("declined", reason)]
 
 
+def test_what_changes_the_weights_is_named() -> None:
+    inputs, results, body, constants = ATTENTION["sine on the way"]
+    model = ir.from_onnx_text(graph_text(inputs, results, body, constants=constants))
+    (site,) = pipeline.run(model, CPU, options=pipeline.Options(simplify=False)).journal.sites
+    assert site.detail is not None and site.detail.endswith("value, by Abs")
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_the_journal_lists_nothing_else(name: str) -> None:
     inputs, results, body, constants = OTHER[name]

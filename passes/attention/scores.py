@@ -13,7 +13,7 @@ from ..rule import Declined
 
 __all__ = ["ABSORBS", "Factor", "Product", "Term", "View", "filling", "score_product", "swaps_last"]
 
-#: A fill at or below this, added to any score, leaves nothing of the score: adding and replacing are one.
+#: A fill at or below this, added to any score below 32, leaves nothing of the score: adding and replacing are one.
 ABSORBS = -1e9
 #: The same in float16, whose lowest number is -65504.
 ABSORBS_HALF = -3e4
@@ -244,10 +244,11 @@ class _Walk:
             if finite is not None and finite > FORBIDS:
                 raise Declined("mask-fill", f"{finite:g} is not low enough to forbid a key", at=node)
             half = node.outputs[0].dtype == ir.DataType.FLOAT16
-            # Replaced scores are all alike: a lower fill means the same.
-            if finite is not None and finite > (ABSORBS_HALF if half else ABSORBS):
-                self.assumptions.add("finite-fill")
-                finite = LOWEST_HALF if half else LOWEST
+            if finite is not None:
+                if finite > (ABSORBS_HALF if half else ABSORBS):
+                    self.assumptions.add("finite-fill")
+                # Replaced scores are all alike: a lower fill means the same, and leaves nothing of larger scores.
+                finite = min(finite, LOWEST_HALF if half else LOWEST)
             self.terms.append(Term(condition, kind, fill=finite))
             return path
         raise Declined("mask-fill", "neither arm of Where is a constant that forbids a key", at=node)

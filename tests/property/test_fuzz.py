@@ -254,6 +254,7 @@ OF_OTHER_TOKENS = (
     AttentionSpec(masks=("window",), window=12, cross=True),
     AttentionSpec(masks=("band",), window=3, fill="-inf", reduce="pool", memory="learned"),
     AttentionSpec(masks=("causal", "window"), window=4, fill="add_inf", reduce="pool", relative="shift"),
+    AttentionSpec(masks=("window",), window=3, fill="1e9", scale="none", bias="keys", guard="where", reduce="conv"),
     AttentionSpec(tokens="shifted", bias="relative"),
     AttentionSpec(tokens="windows", bias="table", packing="unbind"),
     AttentionSpec(tokens="channels", reduce="conv"),

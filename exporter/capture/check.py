@@ -19,16 +19,16 @@ from .outputs import flatten_outputs
 from .quiet import quiet
 from .replay import ASSERTIONS, Replay, difference, line_of
 from .sizes import lowest_size, unused_size
-from .trace import quiet_run, trace
+from .trace import quiet_run, trace, user_tensors
 
 __all__ = ["check_dynamic"]
 
 #: What sizes are divided by, in the words of torch's symbolic shapes.
 _DIVISIONS: Final = frozenset({"FloorDiv", "CleanDiv", "Mod", "PythonMod"})
 
-#: Largest block that is tried, and how many different ones.
+#: Largest block that is tried, and how many of them.
 _LARGEST_BLOCK: Final = 512
-_BLOCKS: Final = 3
+_TRIED: Final = 4
 
 _HINT: Final = (
     "Compute that value from the tensor's shape on every call (x.shape[1], no cached or Python-side copy), or give "
@@ -40,7 +40,7 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     """Check that a captured program means the same as its model at sizes it was not traced at.
 
     Every named dynamic axis is tried at another size and, within its declared bounds, at size 1; where the model
-    divides sizes into blocks, each axis also at whole blocks, because padding to them is a branch of its own. Sizes
+    divides an axis into blocks, it is also tried at whole ones, because padding to them is a branch of its own. Sizes
     that the model itself refuses are left out. Costs two runs of the model and of the program on small inputs, and
     one for each axis and block.
 
@@ -80,17 +80,37 @@ def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
     lowest = {name: lowest_size(examples, name) for name in given}
     if lowest != given:
         yield examples.resized(lowest)
-    for block, name in itertools.product(_blocks(captured.program), given):
-        yield examples.resized({**given, name: block if given[name] != block else 2 * block})
+    for name, block in _divided(captured.program, examples):
+        size = _whole_blocks(examples, name, block)
+        if size is not None:
+            yield examples.resized({**given, name: size})
 
 
-def _blocks(program: ExportedProgram) -> list[int]:
-    """What the program divides sizes by, smallest first."""
-    expressions = (size.node.expr for node in program.graph.nodes for size in _symbolic(node.meta.get("val")))
-    divisors = {
-        call.args[1] for expr in expressions for call in expr.atoms(sympy.Function) if type(call).__name__ in _DIVISIONS
+def _divided(program: ExportedProgram, examples: Examples) -> list[tuple[str, int]]:
+    """Dynamic axes and what the program divides them by, smallest blocks first."""
+    names = {
+        size.node.expr: axis.name
+        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
+        for at, axis in leaf.axes.items()
+        if axis.name and isinstance(size := value.shape[at], torch.SymInt)
     }
-    return sorted(int(d) for d in divisors if d.is_Integer and 1 < d <= _LARGEST_BLOCK)[:_BLOCKS]
+    expressions = (size.node.expr for node in program.graph.nodes for size in _symbolic(node.meta.get("val")))
+    calls = {call for expr in expressions for call in expr.atoms(sympy.Function) if type(call).__name__ in _DIVISIONS}
+    found = {
+        (int(call.args[1]), names[symbol])
+        for call in calls
+        if call.args[1].is_Integer and 1 < call.args[1] <= _LARGEST_BLOCK
+        for symbol in call.args[0].free_symbols & names.keys()
+    }
+    return [(name, block) for block, name in sorted(found)[:_TRIED]]
+
+
+def _whole_blocks(examples: Examples, name: str, block: int) -> int | None:
+    """The smallest whole number of blocks, other than the given size, that an axis is declared to take."""
+    high = min((axis.high for _, _, axis in examples.dynamic() if axis.name == name and axis.high), default=None)
+    first = -(-lowest_size(examples, name) // block) * block
+    size = next(n for n in (first, first + block) if n != examples.sizes()[name])
+    return size if high is None or size <= high else None
 
 
 def _symbolic(value: object) -> list[torch.SymInt]:

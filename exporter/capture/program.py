@@ -154,7 +154,7 @@ def _strictly(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> 
     try:
         program = trace(module, examples, strict=True)
         outputs(module, (), quiet_run(module, examples))  # names as of a real call
-    except Exception:
+    except Exception:  # the first failure is the clearer one to report
         return None
     complete = len(program.graph_signature.user_outputs) == len(outputs.names)
     return program if complete and not _hollow(program) and not _lost(program, examples) else None

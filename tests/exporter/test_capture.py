@@ -318,6 +318,14 @@ def test_a_branch_on_whole_blocks_is_found_with_its_line() -> None:
     assert "(torch.arange(4) < rest)" in caught.value.message
 
 
+@pytest.mark.parametrize("bounds", [{"max": 3}, {"min": 5, "max": 7}])
+def test_whole_blocks_beyond_declared_bounds_are_not_tried(bounds: dict[str, int]) -> None:
+    size = bounds["max"] - 1
+    axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", **bounds)}}
+    loaded = _load(LastBlock(), torch.randn(2, size, 6), axes=axes)
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
 @pytest.mark.parametrize("length", [3, 4, 8, 9])
 def test_padding_that_is_cut_off_again_may_be_none(length: int) -> None:
     loaded = _load(Windows(), torch.randn(2, 5, 6))

@@ -88,10 +88,13 @@ def check_usable(provider: str, where: str | None = None) -> None:
     check_available(provider)
     preload(provider)
     options = onnxruntime.SessionOptions()
+    model = parse_model(_PROBE).SerializeToString()
     with quiet(options, provider):
-        session = onnxruntime.InferenceSession(
-            parse_model(_PROBE).SerializeToString(), options, providers=[provider, CPU]
-        )
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=[provider, CPU])
+        except Exception as error:  # onnxruntime's classes share no base; any of them means that it does not come up
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise unavailable(provider, [], where, said[:200]) from error
     if provider not in session.get_providers():
         raise unavailable(provider, session.get_providers(), where)
 
@@ -138,14 +141,13 @@ def missing_library(provider: str) -> str | None:
     return None
 
 
-def unavailable(provider: str, got: Sequence[str], where: str | None) -> ToolchainError:
-    """The error for a session that came up without the provider that must carry it."""
-    why = missing_library(provider)
+def unavailable(provider: str, got: Sequence[str], where: str | None, said: str | None = None) -> ToolchainError:
+    """The error for a session that came up without the provider that must carry it, or that ``said`` why it did not."""
+    why = missing_library(provider) or said
     reason = f": {why}" if why else "; onnxruntime gave no reason (is there a device and a driver?)"
     hint = f"{_install(provider)}, or --target cpu, or --allow-cpu-fallback to accept the CPU"
-    return ToolchainError(
-        f"asked for {provider}, got only {', '.join(got) or 'nothing'}{reason}", hint=hint, where=where
-    )
+    came = f"got only {', '.join(got)}" if got else "got nothing"
+    return ToolchainError(f"asked for {provider}, {came}{reason}", hint=hint, where=where)
 
 
 def _install(provider: str) -> str:

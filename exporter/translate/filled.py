@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch.export import ExportedProgram
 
+from ..capture.surgery import graphs
+
 __all__ = ["filled_under_masks"]
 
 _aten: Final = torch.ops.aten
@@ -40,16 +42,14 @@ def filled_under_masks(program: ExportedProgram) -> ExportedProgram:
 
 def _fills(program: ExportedProgram) -> Iterator[tuple[torch.fx.Graph, torch.fx.Node, torch.fx.Node, int]]:
     """Every such write, its mask, and how many axes stand before those of the mask."""
-    for module in program.graph_module.modules():
-        if not isinstance(module, torch.fx.GraphModule):
-            continue
-        for node in module.graph.nodes:
+    for graph in graphs(program):
+        for node in graph.nodes:
             if node.target not in _WRITES or _adds(node) or not _is_number(node.args[2]):
                 continue
             indices: Any = node.args[1]
             masks = [(at, index) for at, index in enumerate(indices) if index is not None]
             if len(masks) == 1 and masks[0][1].meta["val"].dtype == torch.bool:
-                yield module.graph, node, masks[0][1], masks[0][0]
+                yield graph, node, masks[0][1], masks[0][0]
 
 
 def _adds(node: torch.fx.Node) -> bool:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ...runtime.errors import UnsupportedError
 from ..capture.attention_op import size_hint, stride_order
-from ..capture.surgery import source_line
+from ..capture.surgery import graphs, source_line
 
 __all__ = ["storage_ordered"]
 
@@ -40,11 +40,10 @@ def storage_ordered(program: ExportedProgram) -> ExportedProgram:
 
 
 def _calls(program: ExportedProgram) -> Iterator[tuple[torch.fx.Graph, torch.fx.Node]]:
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                if node.target is _aten.as_strided.default:
-                    yield module.graph, node
+    for graph in graphs(program):
+        for node in graph.nodes:
+            if node.target is _aten.as_strided.default:
+                yield graph, node
 
 
 def _rewrite(graph: torch.fx.Graph, node: torch.fx.Node) -> None:

@@ -7,6 +7,7 @@ import pytest
 from onnx import parser
 
 from deployml.runtime.errors import InputError, ToolchainError, UnsupportedError
+from deployml.runtime.providers import check_usable
 from deployml.runtime.session import feeds_for, nodes_per_provider, open_session
 from deployml.runtime.target import Target
 
@@ -44,6 +45,17 @@ def test_a_session_that_fell_back_is_an_error(relu_model, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     with pytest.raises(ToolchainError, match="asked for CUDAExecutionProvider, got only CPU") as caught:
         open_session(relu_model, "cuda")
+    assert "--allow-cpu-fallback" in caught.value.hint
+
+
+def test_a_provider_that_raises_does_not_come_up(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fails)
+    with pytest.raises(ToolchainError, match="asked for CUDAExecutionProvider, got nothing: ") as caught:
+        check_usable("CUDAExecutionProvider")
     assert "--allow-cpu-fallback" in caught.value.hint
 
 

@@ -13,6 +13,7 @@ from .late_sum import LateSum
 from .lower import lower_attention, record_unrecognised
 from .multi_head import MultiHead
 from .multi_head_site import MultiHeadSite
+from .multiplied_mask import MultipliedMask
 from .own import OwnAttention
 from .packed_site import PackedSite
 from .present import present_attention, record_present
@@ -44,6 +45,7 @@ RECOGNISE: tuple[Rule, ...] = (
     EinsumProduct(),
     LateSum(),
     BiasInPart(),
+    MultipliedMask(),
     WrittenSoftmax(),
     SoftmaxAxis(),
     TurnedScores(),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..graph import attribute, dims, op_name, producer, scalar
+from ..masks.poly import ONE, parse_size
 from ..rule import Declined
 from .empty_rows import asks_for_empty_rows
 from .scores import View, filling
@@ -113,9 +114,11 @@ def _dropped(node: ir.Node) -> str:
     rank = len(dims(node.outputs[0]) or ())
     if axis not in (-1, rank - 1) or (len(node.inputs) > 4 and scalar(node.inputs[4]) != 1):
         return ""
-    if (start, end) == (0, -1):
+    whole, left = (parse_size(shape[-1]) if (shape := dims(v)) else None for v in (node.inputs[0], node.outputs[0]))
+    one_less = whole is not None and left is not None and whole - left == ONE  # as [..., :T] and narrow say it
+    if start == 0 and (end == -1 or one_less):
         return "last"
-    return "first" if start == 1 and end is not None and end >= 1 << 30 else ""
+    return "first" if start == 1 and (one_less or (end is not None and end >= 1 << 30)) else ""
 
 
 def _guards(where: ir.Node, value: ir.Value) -> bool:

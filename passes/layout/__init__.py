@@ -9,6 +9,7 @@ from .computed_shape import ComputedShape
 from .flattened_gemm import FlattenedGemm
 from .flattened_transpose import FlattenedTranspose
 from .grid_gather import GridGather
+from .kept_axis import KeptAxis
 from .no_op import NoOp
 from .part_of_shape import PartOfShape
 from .reshapes import ReshapeOfReshape
@@ -24,6 +25,7 @@ __all__ = [
     "FlattenedGemm",
     "FlattenedTranspose",
     "GridGather",
+    "KeptAxis",
     "NoOp",
     "PartOfShape",
     "ReshapeOfReshape",
@@ -45,6 +47,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ComputedShape(),
     TransposeOfTranspose(),
     UnsqueezePair(),
+    KeptAxis(),
     UnitTranspose(),
     ReshapeOfReshape(),
     SplitAxis(),

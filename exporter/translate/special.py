@@ -46,7 +46,43 @@ def special_table() -> dict[Any, Any]:
         aten.repeat_interleave.self_int: translate_repeat_interleave,
         torch.sym_sqrt: translate_sym_sqrt,
         aten._cdist_forward.default: translate_distances,
+        aten.searchsorted.Tensor: translate_searchsorted,
+        aten.bucketize.Tensor: translate_bucketize,
     }
+
+
+def translate_searchsorted(
+    sorted_sequence: ir.Value,
+    self: ir.Value,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: ir.Value | None = None,
+) -> Any:
+    """Emit ``aten.searchsorted.Tensor``: how many of the last axis stand before each value.
+
+    Args:
+        sorted_sequence: (N,), or (..., N) with the leading axes of the values.
+        self: The values, (..., M); of any shape beside (N,).
+        out_int32: Whether int32 is returned instead of int64.
+        right: Whether what equals a value stands before it.
+        side: "right" or "left" says the same.
+        sorter: Indices that sort an unsorted sequence, in its shape.
+    """
+    last = op.Constant(value_ints=[-1])
+    if sorter is not None:
+        sorted_sequence = op.GatherElements(sorted_sequence, sorter, axis=-1)
+    if sorted_sequence.shape is None or len(sorted_sequence.shape) > 1:
+        sorted_sequence = op.Unsqueeze(sorted_sequence, op.Constant(value_ints=[-2]))
+    each = op.Unsqueeze(self, last)
+    before = op.LessOrEqual if right or side == "right" else op.Less
+    count = op.ReduceSum(op.Cast(before(sorted_sequence, each), to=ir.DataType.INT64), last, keepdims=0)
+    return op.Cast(count, to=ir.DataType.INT32) if out_int32 else count
+
+
+def translate_bucketize(self: ir.Value, boundaries: ir.Value, out_int32: bool = False, right: bool = False) -> Any:
+    """Emit ``aten.bucketize.Tensor``: how many of the boundaries (N,) stand before each value."""
+    return translate_searchsorted(boundaries, self, out_int32=out_int32, right=right)
 
 
 def translate_distances(x1: ir.Value, x2: ir.Value, p: float, compute_mode: int | None = None) -> Any:

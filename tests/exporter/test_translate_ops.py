@@ -282,6 +282,35 @@ def test_distances_of_all_pairs_hold_also_where_they_are_zero(p: float) -> None:
     np.testing.assert_allclose(found, Distances(p)(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Searched(torch.nn.Module):
+    """The document of each token by the ends of documents, and the bucket of each number."""
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.right = right
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        places = torch.arange(x.shape[1])
+        edges = torch.tensor([-1.0, 0.0, 0.5, 2.0])
+        return (
+            torch.searchsorted(ends, places, right=self.right),
+            torch.searchsorted(rows, x, right=self.right, out_int32=True),
+            torch.bucketize(x, edges, right=self.right),
+        )
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_places_in_a_sorted_sequence_are_counted(right: bool) -> None:
+    axes = {"x": {1: "sequence"}, "ends": None, "rows": {1: "row"}}
+    rows = torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 2.0]])
+    model, ends = Searched(right), torch.tensor([2, 2, 5])
+    translated = _translated(model, torch.zeros(2, 6, dtype=torch.float32), ends, rows, axes=axes)
+    x = torch.tensor([[-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0]] * 2)  # edges themselves, between, before and behind
+    for found, expected in zip(_run(translated, x, ends, rows), model(x, ends, rows), strict=True):
+        np.testing.assert_array_equal(found, expected.numpy())
+        assert found.dtype == expected.numpy().dtype
+
+
 class Grouped(torch.nn.Module):
     def __init__(self, turned: bool) -> None:
         super().__init__()

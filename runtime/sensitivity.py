@@ -12,7 +12,7 @@ from .compare import relative_error
 from .feeds import Case
 from .report import Comparison
 
-__all__ = ["SENSITIVITY", "Reactions", "shuffled"]
+__all__ = ["SENSITIVITY", "Reactions", "shortened", "shuffled"]
 
 #: Stands for the name of a case in the comparison that says that an output does not react.
 SENSITIVITY: Final = "sensitivity"
@@ -22,7 +22,8 @@ class Reactions:
     """Watches the outputs of a run and names those that never move by more than the tolerance.
 
     First it looks at cases whose outputs have the same shape; an output that has not moved by then is tried with
-    the inputs of a few cases shuffled.
+    the inputs of a few cases shuffled, and one of integers or booleans (lengths, a mask at a lower rate) with the
+    masks of these cases cut short too.
 
     Args:
         names: Names of the outputs.
@@ -48,16 +49,19 @@ class Reactions:
     def failures(self, run: Runner) -> list[Comparison]:
         """A failed comparison for each output that did not move, after trying the widest cases with other values."""
         wide = sorted(self._cases, key=lambda item: -sum(a.size for a in item[0].feeds.values()))
+        tried = [item for item in wide if item[1]][:3]
         refused: list[str] = []
-        for case, outputs in [item for item in wide if item[1]][:3]:
-            if not self._still:
-                break
-            moved, why = attempt(run, shuffled(case.feeds))
-            if moved is None:  # shuffled values may break a contract between inputs; other cases are left
-                refused.append(f"{case.name}: {why}")
-                continue
-            for index in sorted(self._still):
-                self._note_change(index, outputs[index], moved[index])
+        for change in (shuffled, shortened):
+            for case, outputs in tried:
+                asked = [i for i in sorted(self._still) if change is shuffled or outputs[i].dtype.kind in "biu"]
+                if not asked:
+                    break
+                moved, why = attempt(run, change(case.feeds))
+                if moved is None:  # changed values may break a contract between inputs; other cases are left
+                    refused.append(f"{case.name}: {why}")
+                    continue
+                for index in asked:
+                    self._note_change(index, outputs[index], moved[index])
         return [self._failure(index, refused) for index in sorted(self._still)]
 
     def _note_change(self, index: int, one: np.ndarray, other: np.ndarray) -> None:
@@ -89,6 +93,19 @@ def shuffled(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     masks = {name for name, array in arrays.items() if _is_mask(array)}
     fixed = set() if masks == set(arrays) else masks
     return {name: array if name in fixed else _moved(array) for name, array in arrays.items()}
+
+
+def shortened(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same arrays, masks (only zeros and ones) cut to the first half of their last axis; shapes stay."""
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    return {name: _cut(array) if _is_mask(array) else array for name, array in arrays.items()}
+
+
+def _cut(mask: np.ndarray) -> np.ndarray:
+    if mask.ndim == 0:
+        return mask
+    length = mask.shape[-1]
+    return np.where(np.arange(length) < (length + 1) // 2, mask, np.zeros_like(mask))
 
 
 def _is_mask(array: np.ndarray) -> bool:

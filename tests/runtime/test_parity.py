@@ -10,7 +10,7 @@ from deployml.runtime.errors import DeploymlBug
 from deployml.runtime.feeds import Case, InputSpec, grid
 from deployml.runtime.parity import validate
 from deployml.runtime.report import ParityReport, from_json, to_json
-from deployml.runtime.sensitivity import shuffled
+from deployml.runtime.sensitivity import shortened, shuffled
 
 SPECS = (
     InputSpec(name="x", dtype="float32", shape=("batch", "sequence", 4)),
@@ -346,6 +346,31 @@ def test_shuffling_keeps_shapes_ranges_and_masks():
     assert (moved["mask"] == feeds["mask"]).all()
     assert moved["one"] == 2
     assert (shuffled({"mask": feeds["mask"]})["mask"] != feeds["mask"]).any()
+
+
+def test_an_integer_output_may_react_to_masks_alone():
+    def with_lengths(feeds):
+        return [*mean_of_real(feeds), feeds["mask"].sum(1) // 32]
+
+    x = np.random.default_rng(0).normal(size=(2, 64, 4)).astype("f4")
+    case = Case(name="one", feeds={"x": x, "mask": np.ones((2, 64), "i8")})
+    both = {"cases": (case,), "output_names": ("y", "lengths")}
+    assert validate(with_lengths, with_lengths, **both).verdict == "pass"
+
+    def as_floats(feeds):
+        return [*mean_of_real(feeds), with_lengths(feeds)[1].astype(np.float32)]
+
+    report = validate(as_floats, as_floats, **both)
+    assert report.verdict == "fail"
+    assert report.worst.output == "lengths"
+
+
+def test_shortening_cuts_masks_and_nothing_else():
+    feeds = {"x": np.ones((1, 3), "f4"), "ids": np.array([[1, 5, 9]]), "mask": np.array([[1, 1, 1]])}
+    cut = shortened(feeds)
+    assert cut["mask"].tolist() == [[1, 1, 0]]
+    assert (cut["ids"] == feeds["ids"]).all()
+    assert (cut["x"] == feeds["x"]).all()
 
 
 def test_worst_puts_a_failure_without_a_number_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ SOURCE_KEY: Final = "deployml.source"
 
 _FRAME: Final = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _INSTALLED: Final = ("site-packages", "dist-packages")
+#: The exporter's own functions may stand between the model's line and torch's.
+_OURS: Final = str(Path(__file__).parent) + os.sep
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Frame:
 
     @property
     def is_library(self) -> bool:
-        """Whether the frame is torch's (or the standard library's) and not a model's."""
+        """Whether the frame is torch's (or the standard library's, or ours) and not a model's."""
+        if self.file.startswith(_OURS):
+            return True
         parts = PurePath(self.file).parts
         return self.file.startswith("<") or "torch" in parts or not any(_is_model_part(parts))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import sympy
@@ -157,17 +157,18 @@ def _baked_line(loaded: Loaded, captured: Captured, examples: Examples) -> Frame
         other = trace(loaded.module, examples)
     except Exception:  # then the line stays unnamed
         return None
-    first, second = (_lines(program) for program in (captured.program, other))
-    for one, two in itertools.zip_longest(first, second):
-        if one is None or two is None or one[0] != two[0]:
-            return line_of((one or two)[1])
+    for signature in (_signature, _arguments):
+        first, second = (_lines(program, signature) for program in (captured.program, other))
+        for one, two in itertools.zip_longest(first, second):
+            if one is None or two is None or one[0] != two[0]:
+                return line_of((one or two)[1])
     return None
 
 
-def _lines(program: ExportedProgram) -> list[tuple[str, torch.fx.Node]]:
-    """Each computing node with its operator and its constant arguments, names of other nodes left out."""
+def _lines(program: ExportedProgram, signature: Callable[[torch.fx.Node], str]) -> list[tuple[str, torch.fx.Node]]:
+    """Each computing node with its signature."""
     return [
-        (_signature(node), node)
+        (signature(node), node)
         for node in program.graph.nodes
         if node.op == "call_function" and not _is_bookkeeping(node)
     ]
@@ -178,6 +179,11 @@ def _is_bookkeeping(node: torch.fx.Node) -> bool:
 
 
 def _signature(node: torch.fx.Node) -> str:
+    """Operator and constant arguments of a node; of an attention neither: a single query needs no causal mask."""
+    return "attention" if "attention" in str(node.target) else _arguments(node)
+
+
+def _arguments(node: torch.fx.Node) -> str:
+    """Operator and constant arguments of a node, names of other nodes left out."""
     constants = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: "node")
-    name = str(node.target).split(".")[-2:]
-    return "attention" if "attention" in str(node.target) else f"{name} {constants}"
+    return f"{str(node.target).split('.')[-2:]} {constants}"

@@ -40,6 +40,12 @@ _KNOWN: Final = (
         "Use an operator with a fixed result size (a mask instead of an index list).",
     ),
     (
+        r"must be bool, not SymBool",
+        "passes a condition on a size to an operator that takes a Python bool",
+        "Write bool(...) around the condition; if it is an attention's, call "
+        "torch.nn.functional.scaled_dot_product_attention by this name.",
+    ),
+    (
         r"flex_attention",
         "calls flex_attention with functions that torch.export cannot follow",
         "Write score_mod and mask_mod with torch operators on their arguments and on tensors of the module, or call "

@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from .causal_bias import causal_bias_as_mask
+from .causal_by_size import causal_by_size
 from .conversions import idle_conversions
 from .data_of_tensors import data_is_detached
 from .inputs import Examples
@@ -69,6 +70,7 @@ def trace(
             idle_conversions(),
             long_products(),
             causal_bias_as_mask(),
+            causal_by_size(),
             named_arguments(module, args, kwargs),
             data_is_detached(),
         ):

@@ -280,6 +280,64 @@ def test_a_branch_on_a_size_is_found_with_its_line() -> None:
     assert caught.value.where is not None and "test_capture.py:" in caught.value.where
 
 
+class CausalMemory(torch.nn.Module):
+    """Attends to a memory, with a causal mask wherever there is more than one query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.memory = torch.nn.Parameter(torch.randn(1, 4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self.memory.expand(x.shape[0], -1, -1)
+        causal = x.shape[1] > 1
+        return torch.nn.functional.scaled_dot_product_attention(x, memory, memory, is_causal=causal)
+
+
+def test_attention_that_is_causal_at_some_sizes_is_found_with_its_line() -> None:
+    loaded = _load(CausalMemory(), torch.randn(3, 5, 8))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="batch=1, sequence=1") as caught:
+        check_dynamic(loaded, captured)
+    assert "is_causal=causal" in caught.value.message
+
+
+class CausalBySize(torch.nn.Module):
+    """Causal attention whose flag is a condition on a size, by place or by name."""
+
+    def __init__(self, by_place: bool) -> None:
+        super().__init__()
+        self.by_place = by_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attention = torch.nn.functional.scaled_dot_product_attention
+        if self.by_place:
+            return attention(x, x, x, None, 0.0, x.shape[1] > 1)
+        return attention(x, x, x, is_causal=x.shape[1] > 1)
+
+
+@pytest.mark.parametrize("by_place", [True, False])
+def test_a_causal_flag_may_be_a_condition_on_a_size(by_place: bool) -> None:
+    loaded = _load(CausalBySize(by_place), torch.randn(3, 5, 8))
+    captured = capture(loaded)
+    assert check_dynamic(loaded, captured) == ()
+    x = torch.randn(2, 7, 8)
+    (found,) = Replay(captured.program).outputs(examples_of(_load(CausalBySize(by_place), x)))
+    torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True))
+
+
+def test_a_condition_on_a_size_where_a_bool_is_wanted_says_what_to_write() -> None:
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    class Kept(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return attention(x, x, x, is_causal=x.shape[1] > 1)
+
+    with pytest.raises(UnsupportedError, match="takes a Python bool") as caught:
+        capture(_load(Kept(), torch.randn(3, 5, 8)))
+    assert "bool(...)" in (caught.value.hint or "")
+
+
 def test_declared_bounds_leave_the_other_branch_out() -> None:
     axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", min=5)}}
     loaded = _load(LongBranch(), torch.randn(3, 6, 8), axes=axes)

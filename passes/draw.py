@@ -24,8 +24,9 @@ __all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "level_plan
 #: are rows without keys, under some masks, only where keys are fewer than queries.
 SIZES: Final = ((2, 5, 7, 3, 11, 4), (7, 6, 3, 5, 4, 2), (1, 1, 1, 1, 1, 1))
 
-#: Case numbers: one whose padding pattern is an empty row, for size 1, and one with lengths of every size.
-_EMPTY, _LENGTHS = 4, 3
+#: Case numbers: one whose padding pattern is an empty row, for size 1, one with lengths of every size, and one with
+#: lengths and offsets beyond every size there is: keys may be more than any axis of the inputs is long.
+_EMPTY, _LENGTHS, _BEYOND = 4, 3, 5
 #: Rows of the batch in the one case that shows many padding patterns: several of each kind.
 _MANY: Final = 24
 
@@ -37,6 +38,8 @@ _SHORT: Final = 3
 _LONG: Final = 512
 #: How many of them decide a case.
 _TELLING: Final = 4
+#: A length that no case reaches.
+_FAR: Final = 1 << 12
 #: No symbol is raised beyond this to keep what is computed from it from being empty.
 _LIMIT: Final = 1 << 14
 
@@ -74,6 +77,8 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     if any(_is_pattern(value) for value in values):
         many = apply_ties(ties, _batched(values, _MANY))
         cases.extend(plan for plan in (Plan(many, 1), Plan(many, 2)) if can_be(plan.sizes, dims))
+    if any(_is_length(value) for value in values):
+        cases.extend(Plan(plan.sizes, _BEYOND) for plan in cases[:1])
     numbers = sorted({n for c in constants for n in _integers(c) if _SHORT < n <= _LONG})
     sizes = [_long(values, numbers[-1] + 3)] if numbers else []
     sizes += [each for n in _telling(numbers) for each in _uneven(values, n + 3)]
@@ -165,6 +170,11 @@ def _symbols(values: Sequence[ir.Value]) -> list[str]:
 def _is_pattern(value: ir.Value) -> bool:
     """Whether a value may say which keys of which rows take part."""
     return value.dtype is not None and not value.dtype.is_floating_point() and len(value.shape or ()) >= 2
+
+
+def _is_length(value: ir.Value) -> bool:
+    """Whether a value may be a length or an offset, or one for each sequence."""
+    return value.dtype is not None and value.dtype.is_integer() and len(value.shape or ()) <= 1
 
 
 def _batched(values: Sequence[ir.Value], batch: int) -> dict[str, int]:
@@ -299,6 +309,8 @@ def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator, c
         return _padding(shape, rng, case).astype(dtype)
     if case in (0, _LENGTHS):  # lengths, offsets: one of each size there is
         return rng.permutation(np.resize(np.arange(largest, -1, -1), int(np.prod(shape)))).reshape(shape).astype(dtype)
+    if case == _BEYOND:
+        return rng.permutation(np.resize([_FAR, 1], int(np.prod(shape)))).reshape(shape).astype(dtype)
     return rng.integers(0, 2, shape).astype(dtype)
 
 

@@ -25,6 +25,10 @@ ASSUMPTIONS: Final[dict[str, str]] = {
         "Scores stay above the finite number (-9000 or less) that a mask puts in the place of forbidden ones, so that "
         "forbidden keys have no weight beside allowed ones."
     ),
+    "small-divisor": (
+        "The small number (1e-8 or less) that guards the sum of attention weights before they are divided by it is "
+        "lost beside the weights of the keys that the mask leaves."
+    ),
 }
 
 

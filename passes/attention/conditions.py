@@ -7,9 +7,9 @@ from typing import Final
 
 import onnx_ir as ir
 
-from ..graph import constant, dims, op_name, producer
+from ..graph import constant, op_name, producer
 
-__all__ = ["Literal", "is_one_a_row", "literals"]
+__all__ = ["Literal", "literals"]
 
 #: A condition that is no Not, And or Or, by how it is computed, and whether it must hold or must not.
 Literal = tuple[Hashable, bool]
@@ -37,12 +37,6 @@ def literals(condition: ir.Value, holds: bool) -> frozenset[Literal]:
     if node is not None and op_name(node) == ("And" if holds else "Or"):
         return frozenset().union(*(literals(v, holds) for v in node.inputs if v is not None))
     return frozenset({(_computed(condition, _DEPTH), holds)})
-
-
-def is_one_a_row(condition: ir.Value) -> bool:
-    """Whether a condition beside scores is one for each row, whatever the key."""
-    shape = dims(condition)
-    return shape is not None and len(shape) >= 2 and shape[-1] == 1 and shape[-2] != 1
 
 
 def _computed(value: ir.Value | None, depth: int) -> Hashable:

@@ -10,9 +10,9 @@ from .. import canonical
 from ..graph import Builder, op_name
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
 from .between import Between, between
-from .conditions import is_one_a_row, literals
+from .conditions import literals
 from .frame import Frame, lifted_heads
-from .scores import Product, Term, score_product
+from .scores import Product, score_product
 from .weights import Downward, attends, read_elsewhere, walk_down
 
 __all__ = ["SoftmaxAttention"]
@@ -163,34 +163,16 @@ def _outline(softmax: ir.Node, around: Between) -> Declined | None:
 def _forbid(product: Product, down: Downward, softmax: ir.Node) -> None:
     """Make masks that blank the weights as well forbid their keys altogether: the fill is then of no account.
 
-    Whole rows that are blanked are rows without keys, whether or not their scores were masked.
-
     Raises:
-        Declined: "weights-changed" when weights are set to 0 under a condition that masks no score; "mask-fill" when
-            the scores of whole rows are set to a number and their weights are not blanked.
+        Declined: "weights-changed" when weights are set to 0 under a condition that masks no score.
     """
     for condition, keeps in down.blanked:
         wanted = literals(condition, keeps)
         said = [(t, literals(t.value, t.kind == "keep")) for t in product.terms if t.kind in ("keep", "drop")]
-        if wanted == frozenset().union(*(each for _, each in said if each <= wanted)):
-            for term, each in said:
-                if each <= wanted:
-                    term.fill, term.whole_rows = None, term.whole_rows and read_elsewhere(down)
-        elif _blanks_rows(condition, product, down):
-            kind = "keep" if keeps else "drop"
-            product.terms.append(Term(condition, kind, views=list(product.views)))
-        else:
+        if wanted != frozenset().union(*(each for _, each in said if each <= wanted)):
             raise Declined("weights-changed", "weights are set to 0 that the softmax had counted", at=softmax)
-    if any(term.whole_rows for term in product.terms):
-        raise Declined("mask-fill", "the scores of whole rows are set to a number, their weights are not", at=softmax)
-
-
-def _blanks_rows(condition: ir.Value, product: Product, down: Downward) -> bool:
-    """Whether a condition blanks whole rows of weights that nothing else reads, beside a mask that forbids keys."""
-    plain = is_one_a_row(condition) and not down.views and not read_elsewhere(down)
-    return plain and any(
-        t.kind in ("keep", "drop") and t.fill is None and not is_one_a_row(t.value) for t in product.terms
-    )
+        for term, each in said:
+            term.fill = None if each <= wanted else term.fill
 
 
 def _text(body: str, inputs: str) -> str:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from ..graph import attribute, constant, dims, op_name, producer, scalar
 from ..rule import Declined
-from .conditions import is_one_a_row
 
 __all__ = ["ABSORBS", "Factor", "Product", "Term", "View", "filling", "score_product", "swaps_last"]
 
@@ -57,7 +56,6 @@ class Term:
         factors: Tensors it is multiplied by, likewise.
         fill: Finite number that takes the place of a forbidden score; None for minus infinity.
         views: Views between the place of the term and the score product, outermost first.
-        whole_rows: Whether whole rows were set to one number: forbidden ones if their weights are blanked too.
     """
 
     value: ir.Value
@@ -66,7 +64,6 @@ class Term:
     factors: list[Factor] = field(default_factory=list)
     fill: float | None = None
     views: list[View] = field(default_factory=list)
-    whole_rows: bool = False
 
 
 @dataclass(slots=True)
@@ -254,10 +251,6 @@ class _Walk:
                 finite = min(finite, LOWEST_HALF if half else LOWEST)
             self.terms.append(Term(condition, kind, fill=finite))
             return path
-        for fill, path, kind in ((no, yes, "keep"), (yes, no, "drop")):
-            if filling(fill) is not None and is_one_a_row(condition):
-                self.terms.append(Term(condition, kind, whole_rows=True))
-                return path
         raise Declined("mask-fill", "neither arm of Where is a constant that forbids a key", at=node)
 
     def _concat(self, node: ir.Node) -> ir.Value:

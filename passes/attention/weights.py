@@ -13,7 +13,7 @@ from ..rule import Declined
 from .empty_rows import asks_for_empty_rows
 from .scores import View, filling
 
-__all__ = ["Downward", "attends", "comes_from_softmax", "read_elsewhere", "walk_down"]
+__all__ = ["Downward", "attends", "comes_from_softmax", "guards_rows", "read_elsewhere", "walk_down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def walk_down(softmax: ir.Node) -> Downward:
 def _next(value: ir.Value) -> tuple[ir.Node, bool] | None:
     """The node that carries the weights on, and whether it is a NaN guard."""
     users = {id(u.node): u.node for u in value.uses()}.values()
-    guards = [n for n in users if op_name(n) == "Where" and _guards(n, value)]
+    guards = [n for n in users if op_name(n) == "Where" and guards_rows(n, value)]
     if guards:
         return guards[0], True
     for node in users:
@@ -121,7 +121,8 @@ def _dropped(node: ir.Node) -> str:
     return "first" if start == 1 and (one_less or (end is not None and end >= 1 << 30)) else ""
 
 
-def _guards(where: ir.Node, value: ir.Value) -> bool:
+def guards_rows(where: ir.Node, value: ir.Value) -> bool:
+    """Whether a Where sets weights to 0 that are NaN, or the rows whose scores are all minus infinity."""
     if where.inputs[2] is not value or filling(where.inputs[1]) != 0:
         return False
     test = producer(where.inputs[0], "IsNaN")

@@ -9,21 +9,32 @@ import onnx_ir as ir
 
 from ..graph import Builder, attribute, constant, dims, producer, scalar
 from ..rule import Context, Declined, Example, Replacement, Rule, Safety
+from .between import between
+from .masked_sum import Core, core_of, with_mask
+from .scores import score_product
 
 __all__ = ["WrittenSoftmax"]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The quotient, its logits, and the logit that an extra term of the denominator stands for (None: none).
+    """What a quotient says.
 
-    ``raw`` says that no maximum is taken off: a row of finite masks then sums to 0 and gives NaN.
+    Attributes:
+        node: The quotient.
+        logits: What the exponentials are of.
+        extra: The logit that an extra term of the denominator stands for; None for none.
+        raw: Whether no maximum is taken off: a row of finite masks then sums to 0 and gives NaN.
+        core: The exponentials and the mask on them; None for the exponential of a logarithm.
+        held: Whether a small number keeps the sum of a row without keys from being 0: its weights are 0, not NaN.
     """
 
     node: ir.Node
     logits: ir.Value
     extra: ir.Value | float | None
     raw: bool = False
+    core: Core | None = None
+    held: bool = False
 
 
 class WrittenSoftmax(Rule):
@@ -37,12 +48,16 @@ class WrittenSoftmax(Rule):
     ``exp(-m) + sum(exp(x - m))`` one of 0 (softmax-off-by-one), ``c + sum(exp(x))`` one of ``log(c)``,
     ``exp(s - m) + sum(exp(x - m))`` one of ``s`` (a sink).
 
+    Scores' exponentials, or their softmax, that a mask sets to 0 before they are divided by their sum are a softmax
+    under that mask; a small number beside the sum makes rows without keys 0.
+
     ## Why
     Attention is recognised from its softmax, however that was written.
 
     ## Before -> After
     ``Exp(x - m) / ReduceSum(Exp(x - m))`` -> ``Softmax(x)``; with the extra term
-    ``Slice(Softmax(Concat(x, 0)))``.
+    ``Slice(Softmax(Concat(x, 0)))``; with a mask ``Softmax(Where(m, x, -inf))``, with a factor of at least 0
+    ``Softmax(x + Log(m))``.
 
     ## When it declines
     ``softmax-axis`` when the sum is not over the last axis alone, ``softmax-term`` when something unknown is
@@ -50,7 +65,8 @@ class WrittenSoftmax(Rule):
 
     ## Numerics
     ROUNDING. Without the maximum the source overflows where the softmax does not, and gives NaN in rows that a
-    finite mask empties: the named assumption fully-masked-rows.
+    finite mask empties: the named assumption fully-masked-rows. A number of 1e-8 or less beside a sum of masked
+    weights is dropped: the named assumption small-divisor.
 
     ## References
     Miller, Attention Is Off By One, 2023.
@@ -65,36 +81,49 @@ class WrittenSoftmax(Rule):
     def examine(self, node: ir.Node, context: Context) -> Facts:
         if node.op_type == "Exp":
             return _logarithm(node)
-        exponential, total = _quotient(node)
-        exp = producer(exponential, "Exp")
-        if exp is None or exp.inputs[0] is None or total is None:
+        weights, total = _quotient(node)
+        core = core_of(weights)
+        if core is None or total is None:
             raise Declined("no-match", "no exponential over a sum")
-        reduce, term = _sum_of(total, exponential)
+        reduce, term, least = _sum_of(total, weights)
         if reduce is None:
             raise Declined("no-match", "no exponential over its own sum")
         if not _over_last(reduce):
             raise Declined("softmax-axis", "the sum is not over the last axis alone", at=reduce)
-        logits, taken = _per_row(exp.inputs[0])
-        maximum = taken is not None and _is_maximum(taken, logits)
-        if maximum and term is not None and 0 <= float(scalar(term) or -1.0) <= _NOTHING:
-            term = None
-        extra = None if term is None else _logit(term, taken, node)
-        return Facts(node, logits, extra, raw=extra is None and not maximum)
+        logits, taken = core.logits, None
+        if core.node.op_type == "Exp":
+            logits, taken = _per_row(core.logits)
+        if not core.bare and between(core.node if core.node.op_type == "Softmax" else node) is None:
+            raise Declined("no-match", "no scores are under the mask")
+        maximum = core.node.op_type == "Softmax" or (taken is not None and _is_maximum(taken, logits))
+        number = 0.0 if term is None else scalar(term)
+        small = number is not None and 0 <= number <= (_NOTHING if core.mask is None else _LOST)
+        if not small and (least or (maximum and not core.bare)):
+            raise Declined("softmax-term", "what is beside the sum of the weights is no small number", at=node)
+        dropped = small and (number == 0 or least or maximum)
+        extra = None if dropped or term is None else _logit(term, taken, node)
+        held = dropped and number != 0 and (core.mask is not None or not maximum)
+        return Facts(node, logits, extra, extra is None and not maximum, core, held)
 
     def build(self, facts: Facts, g: Builder) -> Replacement:
         old = facts.node.outputs[0]
+        logits = facts.logits if facts.core is None else with_mask(facts.logits, facts.core, g)
         if facts.extra is None:
-            made = g.op("Softmax", facts.logits, axis=-1, dtype=old.dtype, shape=old.shape)
-            always = ("fully-masked-rows",) if facts.raw else ()
+            made = g.op("Softmax", logits, axis=-1, dtype=old.dtype, shape=old.shape)
+            always = ("fully-masked-rows",) if facts.raw or (facts.held and _masked(facts.logits)) else ()
+            if facts.held:
+                empty = g.op("IsNaN", made, dtype=ir.DataType.BOOL, shape=old.shape)
+                made = g.op("Where", empty, g.scalar(0.0, like=old), made, dtype=old.dtype, shape=old.shape)
+                always += ("small-divisor",)
             return Replacement(old=[old], new=[made], always=always)
         rank = len(dims(old) or ())
         axis = g.const(np.array([-1], np.int64))
-        lead = g.op("Shape", facts.logits, start=0, end=rank - 1, dtype=ir.DataType.INT64)
+        lead = g.op("Shape", logits, start=0, end=rank - 1, dtype=ir.DataType.INT64)
         size = g.op("Concat", lead, g.const(np.array([1], np.int64)), axis=0, dtype=ir.DataType.INT64)
         shape = list(old.shape) if old.shape is not None else [None] * rank
         extra = facts.extra if isinstance(facts.extra, ir.Value) else g.scalar(facts.extra, like=old)
         column = g.op("Expand", extra, size, dtype=old.dtype, shape=[*shape[:-1], 1])
-        wide = g.op("Concat", facts.logits, column, axis=-1, dtype=old.dtype, shape=[*shape[:-1], None])
+        wide = g.op("Concat", logits, column, axis=-1, dtype=old.dtype, shape=[*shape[:-1], None])
         soft = g.op("Softmax", wide, axis=-1, dtype=old.dtype, shape=wide.shape)
         zero, end = g.const(np.array([0], np.int64)), g.const(np.array([-1], np.int64))
         return Replacement(old=[old], new=[g.op("Slice", soft, zero, end, axis, dtype=old.dtype, shape=old.shape)])
@@ -102,6 +131,8 @@ class WrittenSoftmax(Rule):
 
 #: Beside a sum of at least 1, as one of exponentials below their maximum is, this is lost in rounding.
 _NOTHING = 1.2e-7
+#: Beside a sum of the weights that a mask leaves, which may be small itself, this is lost under a named assumption.
+_LOST = 1e-8
 
 
 def _logarithm(node: ir.Node) -> Facts:
@@ -119,6 +150,14 @@ def _logarithm(node: ir.Node) -> Facts:
     return Facts(node, sub.inputs[0], None)
 
 
+def _masked(scores: ir.Value) -> bool:
+    """Whether scores may be minus infinity before their exponentials are masked: rows without a number are no zeros."""
+    try:
+        return bool(score_product(scores).terms)
+    except Declined:
+        return True
+
+
 def _quotient(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     left, right = node.inputs
     if node.op_type == "Div":
@@ -130,18 +169,19 @@ def _quotient(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     return None, None
 
 
-def _sum_of(total: ir.Value, exponential: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None]:
-    """The sum of an exponential, and the one term that is added to it."""
+def _sum_of(total: ir.Value, weights: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None, bool]:
+    """The sum of some weights, the one term beside it, and whether that is its least value instead of an addend."""
     reduce = producer(total, "ReduceSum")
     if reduce is not None:
-        return (reduce, None) if reduce.inputs[0] is exponential else (None, None)
-    add = producer(total, "Add")
-    for part, other in ((0, 1), (1, 0)) if add is not None else ():
-        assert add is not None
-        reduce = producer(add.inputs[part], "ReduceSum")
-        if reduce is not None and reduce.inputs[0] is exponential:
-            return reduce, add.inputs[other]
-    return None, None
+        return (reduce, None, False) if reduce.inputs[0] is weights else (None, None, False)
+    beside = producer(total, "Add", "Max", "Clip")
+    if beside is None or len([v for v in beside.inputs if v is not None]) != 2:
+        return None, None, False
+    for part, other in ((0, 1), (1, 0)):
+        reduce = producer(beside.inputs[part], "ReduceSum")
+        if reduce is not None and reduce.inputs[0] is weights:
+            return reduce, beside.inputs[other], beside.op_type != "Add"
+    return None, None, False
 
 
 def _logit(term: ir.Value, taken: ir.Value | None, node: ir.Node) -> ir.Value | float:

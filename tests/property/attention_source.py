@@ -433,6 +433,7 @@ class _Writer:
             "nan_to_num": "p = torch.nan_to_num(p, 0.0)",
             "where": "p = torch.where(torch.isnan(p), 0.0, p)",
             "zero_rows": "p = p.masked_fill(~keep, 0.0)",
+            "no_keys": "p = p.masked_fill(~keep.any(-1, keepdim=True), 0.0)",
         }
         if s.guard:
             self.say(guards[s.guard])
@@ -518,6 +519,8 @@ _SOFTMAX = {
     "exp": ("e = torch.exp(a)", "p = e / e.sum(-1, keepdim=True)"),
     "exp_max": ("e = torch.exp(a - a.amax(-1, keepdim=True))", "p = e / e.sum(dim=-1, keepdim=True)"),
     "log": ("p = F.log_softmax(a, dim=-1).exp()",),
+    "again": ("p = F.softmax(a, dim=-1) * keep.to(a.dtype)", "p = p / (p.sum(-1, keepdim=True) + 1e-13)"),
+    "exp_kept": ("e = torch.exp(a - a.amax(-1, keepdim=True)) * keep.to(a.dtype)", "p = e / e.sum(-1, keepdim=True)"),
 }
 
 

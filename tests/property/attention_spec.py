@@ -14,6 +14,8 @@ __all__ = ["MAX_LENGTH", "WIDTH", "AttentionSpec", "draw", "for_half", "for_olde
 WIDTH = 24
 #: Masks that look at nothing but the places of query and key.
 INDEX_MASKS = {"causal", "lower_right", "window", "band", "prefix", "block"}
+#: Guards and ways to write a softmax that ask the mask.
+_BY_MASK = {"zero_rows", "no_keys", "again", "exp_kept"}
 #: Longest sequence that tables and buffers of a module are made for.
 MAX_LENGTH = 40
 
@@ -48,8 +50,9 @@ class AttentionSpec:
         apart: Whether each mask acts by itself instead of all of them joined.
         rows: How masks are indexed: "outer" (None axes) or "unsqueeze".
         sink: "", "logit" (a learned logit per head) or "one" (softmax with 1 in the denominator).
-        softmax: "plain", "float", "exp", "exp_max", "log".
-        guard: "", "nan_to_num", "where" or "zero_rows".
+        softmax: "plain", "float", "exp", "exp_max", "log"; "again" and "exp_kept" set weights to 0 that the mask
+            forbids and divide by the sum of the rest.
+        guard: "", "nan_to_num", "where", "zero_rows" (weights of forbidden keys) or "no_keys" (rows without keys).
         rotary: "", "half", "interleaved", "partial", "axial" (one table of rows and columns), "axes" (half of the head
             turned by row, half by column), "sections" (one table put together from three positions a token).
         norm: "", "rms" or "layer", over the heads of query and key.
@@ -120,6 +123,11 @@ class AttentionSpec:
         return bool(self.bias or self.relative)
 
     @property
+    def by_mask(self) -> bool:
+        """Whether the weights are under a mask themselves."""
+        return self.guard in _BY_MASK or self.softmax in _BY_MASK
+
+    @property
     def masked(self) -> bool:
         """Whether anything forbids keys."""
         return bool(self.masks)
@@ -140,7 +148,8 @@ class AttentionSpec:
             not (self.product == "sdpa" and self.written_out),
             not (self.product in ("bmm", "baddbmm") and self.scale in ("learned", "cosine")),
             not (self.time_first and self.product == "einsum"),
-            not (self.guard == "zero_rows" and (not self.masked or self.product in ("bmm", "baddbmm"))),
+            not (self.by_mask and (not self.masked or self.product in ("bmm", "baddbmm"))),
+            not (self.softmax in _BY_MASK and (self.guard or self.sink)),
             not (self.sink and (self.product == "einsum" and self.letters != "bhqk")),
             not (self.sink and self.guard),
             not (self.rotary == "partial" and self.size < 8),
@@ -265,8 +274,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "apart": (False, False, True),
     "rows": ("outer", "unsqueeze"),
     "sink": ("",) * 8 + ("logit", "one"),
-    "softmax": ("plain", "plain", "plain", "float", "exp", "exp_max", "log"),
-    "guard": ("",) * 5 + ("nan_to_num", "where", "zero_rows"),
+    "softmax": ("plain",) * 6 + ("float", "exp", "exp_max", "log") * 2 + ("again", "exp_kept"),
+    "guard": ("",) * 10 + ("nan_to_num", "where", "zero_rows", "no_keys") * 2,
     "rotary": ("",) * 5 + ("half", "interleaved", "partial", "axial", "axes", "sections"),
     "norm": ("",) * 5 + ("rms", "layer"),
     "weights": (False,) * 7 + (True,),

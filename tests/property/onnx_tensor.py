@@ -228,6 +228,9 @@ class Tensor:
     def amax(self, dim: int, keepdim: bool) -> Tensor:
         return self._reduced("ReduceMax", 18, dim, keepdim)
 
+    def any(self, dim: int, keepdim: bool) -> Tensor:
+        return self.long().amax(dim, keepdim).bool()
+
     # --- order of axes
 
     def permute(self, *order: int) -> Tensor:

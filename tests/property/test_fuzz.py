@@ -120,6 +120,9 @@ ONCE_DECLINED = (
     AttentionSpec(product="einsum", letters="bqhk", guard="zero_rows", masks=("causal", "padding"), weights=True),
     AttentionSpec(product="einsum", letters="hbqk", floor="clamp", masks=("left",), fill="min"),
     AttentionSpec(guard="zero_rows", masks=("padding", "causal"), fill="where", apart=True),
+    AttentionSpec(guard="no_keys", masks=("padding", "causal"), product="einsum", letters="hbqk"),
+    AttentionSpec(softmax="again", masks=("left",), bias="alibi", weights=True),
+    AttentionSpec(softmax="exp_kept", masks=("causal", "padding"), fill="1e9", time_first=True),
     AttentionSpec(sink="logit", weights=True, masks=("causal",)),
     AttentionSpec(sink="logit", weights=True, product="bmm", bias="table"),
     AttentionSpec(product="einsum", letters="hbqk", softcap=5.0, masks=("segments",)),
@@ -229,7 +232,7 @@ def test_every_value_of_every_choice_is_drawn() -> None:
     assert len(seen["relative"]) == 7 and len(seen["rotary"]) == 7 and len(seen["packing"]) == 6
     assert [len(seen[name]) for name in ("tokens", "reduce", "memory", "talking")] == [4] * 4
     assert seen["position_bias"] == seen["shared_positions"] == {True, False}
-    assert len(seen["softmax"]) == 5 and len(seen["scale"]) == 9 and len(seen["rename"]) > 500
+    assert len(seen["softmax"]) == 7 and len(seen["scale"]) == 9 and len(seen["rename"]) > 500
 
 
 @pytest.mark.parametrize("only", ({"relative": ("both",)}, {"tokens": ("windows",), "masks": (("causal",),)}))
@@ -242,7 +245,8 @@ def test_fields_are_forced(only: Mapping[str, Any]) -> None:
 
 def test_an_attention_without_a_record_is_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_trial, "_site", lambda *_: None)
-    counts = fuzz(seconds=600, sites=1, seed=1, lanes=EVERYDAY[:1], group=1)
+    only = {"masks": ((),)}  # rows without keys would be a case too: what has no record has no assumption
+    counts = fuzz(seconds=600, sites=1, seed=1, lanes=EVERYDAY[:1], group=1, only=only)
     assert counts.overlooked == 1
     assert [case["trouble"] for case in counts.cases] == ["left no record in the journal"]
 
@@ -261,6 +265,7 @@ OF_OTHER_TOKENS = (
     AttentionSpec(reduce="pool", masks=("padding",)),
     AttentionSpec(memory="learned", masks=("padding", "causal"), relative="shift", position_bias=True),
     AttentionSpec(memory="sequence", masks=("input",), packing="latent"),
+    AttentionSpec(memory="learned", masks=("left",), cross=True),
     AttentionSpec(packing="latent", rotary="interleaved", value_size=4),
     AttentionSpec(relative="both", shared_positions=True, masks=("padding",)),
     AttentionSpec(relative="shift_select", position_bias=True, bias="table"),

@@ -231,7 +231,7 @@ def _renormalised(layer: _Layer, x: Tensor, mask: Tensor) -> Tensor:
 
 
 _MIXED = {"no-score-product": "the heads' scores are mixed before the softmax: no attention operator computes that"}
-_AGAIN = {"weights-changed": "the weights are divided by a sum of their own after the softmax; an epsilon stands in it"}
+_AGAIN = {"weights-changed": "the mask that the weights are multiplied by holds integers, which may be any numbers"}
 _TURNED = "an Einsum is one node, which onnxruntime takes apart itself; here its transposes are nodes"
 _FORMS: Mapping[str, tuple[type[_Two], Attend, dict[str, Any]]] = {
     "learned_query": (_One, _learned_query, {"everyday": True}),

@@ -28,6 +28,7 @@ from .surgery import drop_empty_concatenations, keep_attention_whole
 from .torchscript import as_module
 from .trace import fixed_size, quiet_run, trace, user_tensors
 from .trimming import count_trims_from_the_front
+from .whole_numbers import numbers_of_sizes
 
 __all__ = ["capture"]
 
@@ -97,13 +98,15 @@ def _trace_at_best_sizes(
     failure: Exception | None = None
     for variant in size_variants(examples):
         try:
-            program = trace(module, variant, outputs)
+            with numbers_of_sizes() as numbers:
+                program = trace(module, variant, outputs)
         except Exception as error:  # torch has no common base for what it raises here
             failure = failure or error
             if is_data_dependent(error):
                 break
             continue
         if not merged_axes(program, variant) and not _lost(program, variant):
+            program = (_keeping(module, variant, outputs, whole=True) if numbers else None) or program
             return trace_beyond_limits(module, program, examples, outputs) or program, ()
         second_best = second_best or program
     if second_best is not None and not _lost(second_best, examples):
@@ -124,12 +127,11 @@ def _otherwise(
     """The ways that remain after the usual trace failed or lost an axis."""
     if failure is not None and is_data_dependent(failure):
         return trace_assuming(module, examples, outputs) or trace_without_shortcuts(module, examples, outputs)
-    if failure is not None:
-        program = _broadcasting(module, examples, outputs)
-        if program is not None:
-            return program, ()
-    strict = None if failure is None else _strictly(module, examples, outputs)
-    return None if strict is None else (strict, ())
+    if failure is None:
+        return None
+    program = _broadcasting(module, examples, outputs) or _in_sizes(module, examples, outputs)
+    program = program or _strictly(module, examples, outputs)
+    return None if program is None else (program, ())
 
 
 def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:
@@ -137,13 +139,25 @@ def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs)
     for variant in size_variants(examples):
         if min(variant.sizes().values(), default=2) < 2:
             continue  # an axis that is 1 in the examples would stay 1
-        try:
-            program = trace(module, variant, outputs, broadcast_at_one=True)
-        except Exception:  # the first failure is the clearer one to report
-            continue
-        if not merged_axes(program, variant) and not _lost(program, variant):
+        program = _keeping(module, variant, outputs, broadcast_at_one=True)
+        if program is not None:
             return program
     return None
+
+
+def _in_sizes(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:
+    """Let ``int`` of a size be a size."""
+    programs = (_keeping(module, variant, outputs, whole=True) for variant in size_variants(examples))
+    return next((program for program in programs if program is not None), None)
+
+
+def _keeping(module: torch.nn.Module, examples: Examples, outputs: Outputs, **how: bool) -> ExportedProgram | None:
+    """A trace in which every axis stays, and stays apart."""
+    try:
+        program = trace(module, examples, outputs, **how)
+    except Exception:  # the first failure is the clearer one to report
+        return None
+    return None if merged_axes(program, examples) or _lost(program, examples) else program
 
 
 def _strictly(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:

@@ -19,6 +19,7 @@ from .named_arguments import named_arguments
 from .outputs import Outputs
 from .quiet import quiet
 from .recurrences import recurrences_whole
+from .whole_numbers import whole_numbers
 
 __all__ = ["fixed_size", "quiet_run", "slow_paths", "trace", "user_tensors"]
 
@@ -45,6 +46,7 @@ def trace(
     *,
     strict: bool = False,
     broadcast_at_one: bool = False,
+    whole: bool = False,
 ) -> ExportedProgram:
     """Trace a module with the declared axes dynamic and its result flattened to tensors.
 
@@ -56,6 +58,7 @@ def trace(
         outputs: Receives the names of the results.
         strict: Let torch read the bytecode of the model instead of running it.
         broadcast_at_one: Take a size that is 1 in the examples for 1, where broadcasting depends on it.
+        whole: Let ``int`` of a size be a size in the code of the model.
     """
     args, kwargs = examples.call()
     # Sizes 0 and 1 are then no reason to make an axis static: a batch of one stays a batch.
@@ -73,6 +76,7 @@ def trace(
             causal_by_size(),
             named_arguments(module, args, kwargs),
             data_is_detached(),
+            whole_numbers(module) if whole else contextlib.nullcontext(),
         ):
             return torch.export.export(
                 module,

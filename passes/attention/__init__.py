@@ -6,8 +6,10 @@ from ..rule import Rule
 from .bias_in_part import BiasInPart
 from .early_repeat import EarlyRepeat
 from .einsum import EinsumProduct
+from .fused_matmul import FusedMatMul
 from .group_query import GroupQuery
 from .group_query_site import GroupQuerySite
+from .heads_as_rows import HeadsAsRows
 from .infinite_weights import InfiniteWeights
 from .late_sum import LateSum
 from .lower import lower_attention, record_unrecognised
@@ -42,6 +44,7 @@ __all__ = [
 
 #: Rules that make and refine the canonical op, in the order they run.
 RECOGNISE: tuple[Rule, ...] = (
+    FusedMatMul(),
     EinsumProduct(),
     LateSum(),
     BiasInPart(),
@@ -59,6 +62,7 @@ RECOGNISE: tuple[Rule, ...] = (
     PackedSite(),
     RepeatedHeads(),
     EarlyRepeat(),
+    HeadsAsRows(),
     WindowsAsBatch(),
 )
 

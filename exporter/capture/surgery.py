@@ -142,7 +142,12 @@ def drop_empty_concatenations(program: ExportedProgram) -> None:
             if node.target is _aten.cat.default:
                 _drop_empty(node)
         _list_readers(graph)
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(is_impure_node=_acts)
+
+
+def _acts(node: torch.fx.Node) -> bool:
+    """Whether a node does something besides what it returns: ``torch.vmap`` leaves its beginning and its end."""
+    return node.is_impure() or getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def _list_readers(graph: torch.fx.Graph) -> None:

@@ -394,6 +394,21 @@ def test_padding_that_is_cut_off_again_may_be_none(length: int) -> None:
     torch.testing.assert_close(found, Windows()(x))
 
 
+class Mapped(torch.nn.Module):
+    """Attention of one head, mapped over heads and batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def one(rows: torch.Tensor) -> torch.Tensor:
+            return (rows @ rows.mT).softmax(-1) @ rows
+
+        return torch.vmap(torch.vmap(one))(x.unflatten(2, (2, 3)).transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+def test_what_vmap_maps_follows_every_axis() -> None:
+    loaded = _load(Mapped(), torch.randn(2, 5, 6))
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
 class ShortBranch(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1 if x.shape[1] <= 40 else x * 3

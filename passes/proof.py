@@ -24,7 +24,7 @@ from . import canonical
 from .draw import Plan, level_plans, plans, random_feeds
 from .evaluate import Evaluator, Run, fed_halves, in_double, in_single
 from .graph import Builder, attribute, op_name, scalar
-from .judge import Worst, judge
+from .judge import FORBIDS, Worst, judge
 from .region import Region, cut_out, to_model
 from .rule import Replacement, Safety
 
@@ -113,7 +113,8 @@ class Prover:
         forbidding = [i for i, v in enumerate(free) if any(v is f for f in replacement.forbidding)]
         draws = {id(v): draw for v, draw in replacement.draws}
         drawn = [(i, draws[id(v)]) for i, v in enumerate(free) if id(v) in draws]
-        key = f"{old_key}{new_key}{safety}{replacement.assumptions}{_shape_key(free)}{forbidding}{drawn}"
+        said = f"{replacement.assumptions}{replacement.doubted}"
+        key = f"{old_key}{new_key}{safety}{said}{_shape_key(free)}{forbidding}{drawn}"
         if key in self._known:
             known = self._known[key]
             return dataclasses.replace(known, method="cached") if known.method == "executed" else known
@@ -142,7 +143,7 @@ class Prover:
         doubles = [in_double(model) for model in (old_model, new_model)[: 1 + replacement.twin]]
         old_model, old_run, new_run = self._runs(old_model, new_model)
         exact_run = next((run for m in doubles if (run := self._evaluator.prepare_exact(m)) is not None), None)
-        worst, trouble = Worst(), ""
+        worst, trouble, emptied = Worst(), "", False
         count = len(replacement.old)
         wanted = {name for plan in cases[0] for name, size in plan.sizes.items() if size > 1}
         for number, plan in enumerate([*cases[0], *cases[1]]):
@@ -166,6 +167,7 @@ class Prover:
             problem = judge(old[:count], new, exact, alive, safety, replacement.assumptions, worst)
             if problem:
                 return Proof(False, worst.error, worst.unfused, worst.granted, detail=problem)
+            emptied = emptied or (alive is not None and bool((alive < FORBIDS).any()))
             if worst.ran > compared:
                 worst.grown |= {name for name, size in plan.sizes.items() if size > 1}
         never = wanted - worst.grown
@@ -175,7 +177,8 @@ class Prover:
         if never:  # equal where an axis is 1 says nothing of where it is broadcast
             why = f"the old form runs on no size of {', '.join(sorted(never))} but 1: {trouble}"
             return Proof(False, method="not-run", detail=why)
-        return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(worst.needed)))
+        needed = worst.needed.union(replacement.assumptions if replacement.doubted and not emptied else ())
+        return Proof(True, worst.error, worst.unfused, worst.granted, assumptions=tuple(sorted(needed)))
 
     def _old(
         self, run: Run, free: Sequence[ir.Value], plan: Plan, replacement: Replacement

@@ -101,6 +101,8 @@ class Replacement:
         new: The values that replace them, in the same order.
         assumptions: Names from :data:`ASSUMPTIONS` under which the two are equal.
         rows_of: A canonical attention node whose empty rows the assumption speaks of.
+        doubted: Whether there may be rows without keys that no random input shows: the assumption counts as needed
+            unless the proof saw such rows, and both forms agreed in them.
         always: Names from :data:`ASSUMPTIONS` that hold whatever the proof sees: no random input shows the difference.
         forbidding: Floats that may hold minus infinity or the lowest number: the proof draws such ones too.
         twin: Whether the new form in float64 may stand for the old one there, whose operators have no such kernel.
@@ -113,6 +115,7 @@ class Replacement:
     new: Sequence[ir.Value]
     assumptions: tuple[str, ...] = ()
     rows_of: ir.Node | None = None
+    doubted: bool = False
     always: tuple[str, ...] = ()
     forbidding: tuple[ir.Value, ...] = ()
     twin: bool = False

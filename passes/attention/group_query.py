@@ -108,13 +108,10 @@ class GroupQuery(Rule):
             softcap=node.softcap or None,
             local_window_size=facts.window if facts.window >= 0 else None,
         )
-        assumptions = ("fully-masked-rows",) if facts.with_bias else ()
         return Replacement(
             old=[node.output],
             new=[split_heads(g, output, node.output)],
-            assumptions=assumptions,
-            rows_of=node.node,
-            forbidding=site.forbidding,
+            **site.about_empty_rows(masked=facts.with_bias),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import Builder, attribute, dims, producer
+from ..graph import Builder, attribute, constant, dims, op_name, producer
 from .scores import filling
 
 __all__ = ["Core", "core_of", "with_mask"]
@@ -16,6 +16,7 @@ __all__ = ["Core", "core_of", "with_mask"]
 #: Operators that hand a mask on in another shape.
 _HANDS_ON: Final = ("Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Transpose", "Slice")
 _STEPS: Final = 6
+_NEVER_NEGATIVE: Final = ("Exp", "Sigmoid", "Softmax", "Relu", "Softplus", "Abs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,11 @@ def core_of(value: ir.Value | None) -> Core | None:
         exponential, mask = _exponential(node.inputs[place]), node.inputs[other]
         if exponential is None or mask is None or not _of_one_shape(exponential, node):
             continue
-        return Core(exponential, mask, "keep" if kind == "weigh" and _was_boolean(mask) else kind)
+        root = _root(mask)
+        if kind != "weigh" or root.dtype == ir.DataType.BOOL:
+            return Core(exponential, mask, "keep" if kind == "weigh" else kind)
+        if _is_never_negative(root):
+            return Core(exponential, mask, kind)
     return None
 
 
@@ -101,13 +106,21 @@ def _of_one_shape(exponential: ir.Node, masked: ir.Node) -> bool:
     return not any(old == 1 != new for old, new in zip(before, after, strict=True))
 
 
-def _was_boolean(mask: ir.Value) -> bool:
-    """Whether a factor is a condition that was cast to 0 and 1."""
-    value: ir.Value | None = mask
+def _root(mask: ir.Value) -> ir.Value:
+    """What a mask is a view of, or the condition that was cast to 0 and 1."""
+    value = mask
     for _ in range(_STEPS):
-        cast = producer(value, "Cast")
-        if cast is not None:
-            return cast.inputs[0] is not None and cast.inputs[0].dtype == ir.DataType.BOOL
-        node = producer(value, *_HANDS_ON)
-        value = None if node is None else node.inputs[0]
-    return False
+        node = producer(value, "Cast", *_HANDS_ON)
+        if node is None or node.inputs[0] is None:
+            break
+        if op_name(node) == "Cast" and node.inputs[0].dtype != ir.DataType.BOOL:
+            break
+        value = node.inputs[0]
+    return value
+
+
+def _is_never_negative(value: ir.Value) -> bool:
+    array = constant(value)
+    if array is not None:
+        return array.dtype.kind in "fiu" and bool(np.all(array >= 0))
+    return producer(value, *_NEVER_NEGATIVE) is not None

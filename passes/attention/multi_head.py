@@ -97,13 +97,10 @@ class MultiHead(Rule):
             unidirectional=1 if facts.unidirectional else None,
             mask_filter_value=_lowest(node.query) if facts.padding else None,
         )
-        masked = facts.padding or facts.bias
         return Replacement(
             old=[node.output],
             new=[split_heads(g, output, node.output)],
-            assumptions=("fully-masked-rows",) if masked else (),
-            rows_of=node.node,
-            forbidding=site.forbidding,
+            **site.about_empty_rows(masked=facts.padding or facts.bias),
         )
 
 

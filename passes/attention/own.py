@@ -139,9 +139,8 @@ class OwnAttention(Rule):
         return Replacement(
             old=[node.output, *([] if node.weights is None else [node.weights])],
             new=[split_heads(g, output, node.output), *weights],
-            assumptions=("fully-masked-rows",) if site.masked else (),
-            rows_of=node.node,
-            forbidding=site.forbidding if facts.table is None else (),
+            **site.about_empty_rows(masked=site.masked, gives_zero=True)
+            | ({} if facts.table is None else {"forbidding": ()}),
         )
 
 

@@ -69,6 +69,37 @@ class Site:
         finite = self.bias_facts is not None and self.bias_facts.fill not in (None, float("-inf"))
         return bool(self.forbidding) and not finite
 
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether mask or bias may leave a row no key, for all that is known of them."""
+        if self.causal_is_all or self.window is not None:
+            return False
+        if self.square and self.typed is not None:
+            return not all(map(_keeps_itself, self.typed))
+        said = [v for v in (self.node.mask, *self.forbidding) if v is not None]
+        more = len(said) + (self.node.causal != "none") > 1  # each may leave a key that another forbids
+        return bool(said) and (more or _may_forbid_a_row(said[0]))
+
+    def about_empty_rows(self, *, masked: bool, gives_zero: bool = False) -> dict[str, Any]:
+        """What a lowering to an operator says of rows without keys, in the words of :class:`..rule.Replacement`.
+
+        Half numbers near a finite fill are so far apart that such rows are made of rounding.
+
+        Args:
+            masked: Whether the operator reads a mask or a bias.
+            gives_zero: Whether it gives 0 in such rows.
+        """
+        named = ("fully-masked-rows",) if masked else ()
+        half = self.node.query.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        rounded = half and masked and self.may_be_empty and bool(self.forbidding) and not self.infinite
+        return {
+            "assumptions": named,
+            "rows_of": self.node.node,
+            "doubted": masked and self.may_be_empty and not (gives_zero and self.node.empty_rows == "zero"),
+            "always": named if rounded else (),
+            "forbidding": self.forbidding,
+        }
+
     def kinds(self) -> frozenset[str]:
         """The facts the capability table speaks of."""
         said_by_causality = self.causal_is_all or self.window is not None
@@ -85,6 +116,23 @@ class Site:
             "float16": self.node.query.dtype == ir.DataType.FLOAT16,
         }
         return frozenset(k for k, v in found.items() if v)
+
+
+def _may_forbid_a_row(value: ir.Value) -> bool:
+    array = constant(value)
+    if array is None or not array.ndim:
+        return True
+    kept = array if array.dtype.kind == "b" else array > FORBIDS
+    return not bool(kept.any(axis=-1).all())
+
+
+def _keeps_itself(conjunct: masks.Conjunct) -> bool:
+    """Whether a part of a mask over square scores lets every row see its own key."""
+    if isinstance(conjunct, masks.Causal):
+        return conjunct.upper_left or conjunct.lower_right
+    if isinstance(conjunct, masks.Window):
+        return conjunct.offset == 0 and all(reach is None or reach > 0 for reach in (conjunct.left, conjunct.right))
+    return isinstance(conjunct, masks.Always)
 
 
 def _is_plain_bias(facts: masks.MaskFacts) -> bool:

@@ -98,9 +98,7 @@ class Standard(Rule):
         return Replacement(
             old=[node.output],
             new=[split_heads(g, output, node.output)],
-            assumptions=("fully-masked-rows",) if mask is not None else (),
-            rows_of=node.node,
-            forbidding=site.forbidding,
+            **site.about_empty_rows(masked=mask is not None),
         )
 
 

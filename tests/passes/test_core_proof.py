@@ -152,12 +152,13 @@ def test_an_assumption_is_recorded_only_where_it_was_needed() -> None:
     def to_zero(node: ir.Node, g: Builder) -> Replacement:
         return rebuilt(node, g, empty_rows="zero")
 
-    def once(text: str) -> tuple[str, ...]:
+    def once(text: str, doubted: bool = False) -> tuple[str, ...]:
         model = model_of(text)
         node = next(n for n in model.graph if n.name == "site")
         g = Builder(model.graph, prefix="t", like=node)
         made = to_zero(node, g)
-        made = Replacement(old=made.old, new=made.new, assumptions=("fully-masked-rows",), rows_of=node)
+        named = ("fully-masked-rows",)
+        made = Replacement(old=made.old, new=made.new, assumptions=named, rows_of=node, doubted=doubted)
         proof = Prover(model, evaluator()).prove(made, g, Safety.ROUNDING)
         assert proof.ok, proof.detail
         return proof.assumptions
@@ -167,6 +168,8 @@ def test_an_assumption_is_recorded_only_where_it_was_needed() -> None:
     assert once(masked_call("causal")) == ()
     assert once(masked_call("window")) == ()
     assert once(masked_call("padding", empty_rows="zero")) == ()
+    assert once(masked_call("padding", empty_rows="zero"), doubted=True) == ()  # rows without keys were seen
+    assert once(masked_call("window"), doubted=True) == ("fully-masked-rows",)  # none was
 
 
 def test_without_the_assumption_empty_rows_must_be_equal() -> None:

@@ -266,6 +266,7 @@ OF_OTHER_TOKENS = (
     AttentionSpec(memory="learned", masks=("padding", "causal"), relative="shift", position_bias=True),
     AttentionSpec(memory="sequence", masks=("input",), packing="latent"),
     AttentionSpec(memory="learned", masks=("left",), cross=True),
+    AttentionSpec(memory="zeros", masks=("band",), cross=True, dropout=True),
     AttentionSpec(packing="latent", rotary="interleaved", value_size=4),
     AttentionSpec(relative="both", shared_positions=True, masks=("padding",)),
     AttentionSpec(relative="shift_select", position_bias=True, bias="table"),

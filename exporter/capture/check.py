@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Final
+import math
+from collections.abc import Callable, Iterator, Set
+from typing import Any, Final
 
 import sympy
 import torch
@@ -30,9 +31,13 @@ _DIVISIONS: Final = frozenset({"FloorDiv", "CleanDiv", "Mod", "PythonMod"})
 _LARGEST_BLOCK: Final = 512
 _TRIED: Final = 4
 
+#: Largest cut that is tried beyond: a table of positions is often as long as this.
+_LARGEST_CUT: Final = 512
+
 _HINT: Final = (
-    "Compute that value from the tensor's shape on every call (x.shape[1], no cached or Python-side copy), or give "
-    "the axis bounds within which the graph holds: Dim(name, min=..., max=...)."
+    "Compute that value from the tensor's shape on every call (x.shape[1], no cached or Python-side copy; a loop over "
+    "blocks is unrolled for as many as the example has), or give the axis bounds within which the graph holds: "
+    "Dim(name, min=..., max=...)."
 )
 
 
@@ -40,9 +45,10 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     """Check that a captured program means the same as its model at sizes it was not traced at.
 
     Every named dynamic axis is tried at another size and, within its declared bounds, at size 1; where the model
-    divides an axis into blocks, it is also tried at whole ones, because padding to them is a branch of its own. Sizes
-    that the model itself refuses are left out. Costs two runs of the model and of the program on small inputs, and
-    one for each axis and block.
+    divides an axis into blocks, it is also tried at whole ones, because padding to them is a branch of its own, and
+    where the program cuts an axis at numbers, beyond the last of them, because a loop over blocks was unrolled for as
+    many as the examples have. Sizes that the model itself refuses are left out. Costs two runs of the model and of the
+    program on small inputs, and one for each axis, block and cut.
 
     Args:
         loaded: What was captured.
@@ -84,33 +90,56 @@ def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
         size = _whole_blocks(examples, name, block)
         if size is not None:
             yield examples.resized({**given, name: size})
+    for name, cut in _cuts(captured.program, examples).items():
+        if cut >= max(given[name], other[name]) and cut < _highest_size(examples, name):
+            yield examples.resized({**given, name: cut + 1})
 
 
 def _divided(program: ExportedProgram, examples: Examples) -> list[tuple[str, int]]:
     """Dynamic axes and what the program divides them by, smallest blocks first."""
-    names = {
-        size.node.expr: axis.name
-        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
-        for at, axis in leaf.axes.items()
-        if axis.name and isinstance(size := value.shape[at], torch.SymInt)
-    }
-    expressions = (size.node.expr for node in program.graph.nodes for size in _symbolic(node.meta.get("val")))
-    calls = {call for expr in expressions for call in expr.atoms(sympy.Function) if type(call).__name__ in _DIVISIONS}
+    names = _axis_symbols(program, examples)
     found = {
         (int(call.args[1]), names[symbol])
-        for call in calls
+        for call in _calls(program, _DIVISIONS)
         if call.args[1].is_Integer and 1 < call.args[1] <= _LARGEST_BLOCK
         for symbol in call.args[0].free_symbols & names.keys()
     }
     return [(name, block) for block, name in sorted(found)[:_TRIED]]
 
 
+def _cuts(program: ExportedProgram, examples: Examples) -> dict[str, int]:
+    """Dynamic axes that the program cuts at numbers, each with the largest of them that is worth a run."""
+    found: dict[str, int] = {}
+    for symbol, name in _axis_symbols(program, examples).items():
+        ends = (end for call in _calls(program, {"Min"}) if symbol in call.args for end in call.args if end.is_Integer)
+        found[name] = max((int(end) for end in ends if end <= _LARGEST_CUT), default=0)
+    return found
+
+
+def _axis_symbols(program: ExportedProgram, examples: Examples) -> dict[sympy.Symbol, str]:
+    return {
+        size.node.expr: axis.name
+        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
+        for at, axis in leaf.axes.items()
+        if axis.name and isinstance(size := value.shape[at], torch.SymInt)
+    }
+
+
+def _calls(program: ExportedProgram, names: Set[str]) -> set[Any]:
+    """The functions of those names in the sizes of a program; torch's own are sympy expressions of several bases."""
+    sizes = {size.node.expr for node in program.graph.nodes for size in _symbolic(node.meta.get("val"))}
+    return {part for size in sizes for part in sympy.preorder_traversal(size) if type(part).__name__ in names}
+
+
 def _whole_blocks(examples: Examples, name: str, block: int) -> int | None:
     """The smallest whole number of blocks, other than the given size, that an axis is declared to take."""
-    high = min((axis.high for _, _, axis in examples.dynamic() if axis.name == name and axis.high), default=None)
     first = -(-lowest_size(examples, name) // block) * block
     size = next(n for n in (first, first + block) if n != examples.sizes()[name])
-    return size if high is None or size <= high else None
+    return size if size <= _highest_size(examples, name) else None
+
+
+def _highest_size(examples: Examples, name: str) -> float:
+    return min((axis.high for _, _, axis in examples.dynamic() if axis.name == name and axis.high), default=math.inf)
 
 
 def _symbolic(value: object) -> list[torch.SymInt]:
@@ -158,10 +187,15 @@ def _baked_line(loaded: Loaded, captured: Captured, examples: Examples) -> Frame
     except Exception:  # then the line stays unnamed
         return None
     for signature in (_signature, _arguments):
+        seen: set[Frame | None] = set()
         first, second = (_lines(program, signature) for program in (captured.program, other))
         for one, two in itertools.zip_longest(first, second):
-            if one is None or two is None or one[0] != two[0]:
-                return line_of((one or two)[1])
+            if one is not None and two is not None and one[0] == two[0]:
+                seen.add(line_of(one[1]))
+                continue
+            lines = [line_of(found[1]) for found in (one, two) if found is not None]
+            # Where one trace goes on and the other goes round a loop again, the loop is what depends on the size.
+            return next((line for line in lines if line and line in seen), lines[0])
     return None
 
 

@@ -1,0 +1,156 @@
+"""Tests of checking a captured program at sizes it was not traced at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from deployml.exporter.capture import capture, check_dynamic
+from deployml.exporter.capture.inputs import examples_of
+from deployml.exporter.capture.replay import Replay
+from deployml.exporter.loaded import Loaded
+from deployml.runtime.errors import UnsupportedError
+
+AXES = {"x": {0: "batch", 1: "sequence"}}
+
+
+def _load(module: torch.nn.Module, *args: Any, axes: Any = AXES) -> Loaded:
+    return Loaded(module.eval(), "module", type(module).__name__, args, {}, axes)
+
+
+class LongBranch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        if x.shape[1] > 4:
+            y = y * 3
+        return y
+
+
+def test_a_branch_on_a_size_is_found_with_its_line() -> None:
+    loaded = _load(LongBranch(), torch.randn(3, 5, 8))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="batch=1, sequence=1") as caught:
+        check_dynamic(loaded, captured)
+    assert "y = y * 3" in caught.value.message
+    assert caught.value.where is not None and "test_capture_check.py:" in caught.value.where
+
+
+class CausalMemory(torch.nn.Module):
+    """Attends to a memory, with a causal mask wherever there is more than one query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.memory = torch.nn.Parameter(torch.randn(1, 4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self.memory.expand(x.shape[0], -1, -1)
+        causal = x.shape[1] > 1
+        return torch.nn.functional.scaled_dot_product_attention(x, memory, memory, is_causal=causal)
+
+
+def test_attention_that_is_causal_at_some_sizes_is_found_with_its_line() -> None:
+    loaded = _load(CausalMemory(), torch.randn(3, 5, 8))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="batch=1, sequence=1") as caught:
+        check_dynamic(loaded, captured)
+    assert "is_causal=causal" in caught.value.message
+
+
+def test_declared_bounds_leave_the_other_branch_out() -> None:
+    axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", min=5)}}
+    loaded = _load(LongBranch(), torch.randn(3, 6, 8), axes=axes)
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
+class Windows(torch.nn.Module):
+    """Pads to whole windows of 4 and cuts the padding off again, where there is any."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = (4 - x.shape[1] % 4) % 4
+        if padding > 0:
+            x = torch.nn.functional.pad(x, (0, 0, 0, padding))
+        sums = x.reshape(x.shape[0], -1, 4, x.shape[2]).cumsum(2).reshape(x.shape)
+        if padding > 0:
+            sums = sums[:, :-padding]
+        return sums
+
+
+class LastBlock(torch.nn.Module):
+    """Blanks what it padded the last block of 4 with, and forgets that there may be none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length, rest = x.shape[1], x.shape[1] % 4
+        blocks = torch.nn.functional.pad(x, (0, 0, 0, (4 - rest) % 4)).reshape(x.shape[0], -1, 4, x.shape[2])
+        if rest > 0:
+            blocks = torch.cat([blocks[:, :-1], blocks[:, -1:] * (torch.arange(4) < rest)[:, None]], 1)
+        return blocks.flatten(1, 2)[:, :length]
+
+
+def test_a_branch_on_whole_blocks_is_found_with_its_line() -> None:
+    loaded = _load(LastBlock(), torch.randn(2, 5, 6))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="sequence=4") as caught:
+        check_dynamic(loaded, captured)
+    assert "(torch.arange(4) < rest)" in caught.value.message
+
+
+@pytest.mark.parametrize("bounds", [{"max": 3}, {"min": 5, "max": 7}])
+def test_whole_blocks_beyond_declared_bounds_are_not_tried(bounds: dict[str, int]) -> None:
+    size = bounds["max"] - 1
+    axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", **bounds)}}
+    loaded = _load(LastBlock(), torch.randn(2, size, 6), axes=axes)
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
+@pytest.mark.parametrize("length", [3, 4, 8, 9])
+def test_padding_that_is_cut_off_again_may_be_none(length: int) -> None:
+    loaded = _load(Windows(), torch.randn(2, 5, 6))
+    captured = capture(loaded)
+    assert check_dynamic(loaded, captured) == ()
+    x = torch.randn(2, length, 6)
+    (found,) = Replay(captured.program).outputs(examples_of(_load(Windows(), x)))
+    torch.testing.assert_close(found, Windows()(x))
+
+
+class BlockLoop(torch.nn.Module):
+    """Attends within blocks of 4, one after the other, and hands a sum on: as MiniMax's linear attention does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        blocks, state = [], torch.zeros(x.shape[0], 1, x.shape[2])
+        for at in range((x.shape[1] + 3) // 4):
+            block = x[:, at * 4 : (at + 1) * 4]
+            blocks.append(torch.nn.functional.scaled_dot_product_attention(block, block, block) + state)
+            state = state + block.sum(1, keepdim=True)
+        return torch.cat(blocks, 1)
+
+
+def test_a_loop_over_blocks_is_found_with_its_line() -> None:
+    loaded = _load(BlockLoop(), torch.randn(2, 6, 8))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="sequence=9") as caught:
+        check_dynamic(loaded, captured)
+    assert "state = state + block.sum" in caught.value.message
+    assert "a loop over blocks is unrolled" in (caught.value.hint or "")
+
+
+def test_blocks_beyond_declared_bounds_are_not_tried() -> None:
+    axes = {"x": {0: "batch", 1: torch.export.Dim("sequence", min=5, max=8)}}
+    loaded = _load(BlockLoop(), torch.randn(2, 6, 8), axes=axes)
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
+class FirstTokens(torch.nn.Module):
+    """Cuts the axis at a number that means a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, :7] * 2, x[:, 7:]], 1)
+
+
+def test_a_cut_that_holds_beyond_it_is_none() -> None:
+    loaded = _load(FirstTokens(), torch.randn(2, 5, 6))
+    captured = capture(loaded)
+    assert captured.dynamic_axes == AXES
+    assert check_dynamic(loaded, captured) == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 from typing import Any, Final
 
 import sympy
@@ -44,7 +45,7 @@ _HINT: Final = (
 def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     """Check that a captured program means the same as its model at sizes it was not traced at.
 
-    Every named dynamic axis is tried at another size and, within its declared bounds, at size 1; where the model
+    Every dynamic axis is tried at another size and, within its declared bounds, at size 1; where the model
     divides an axis into blocks, it is also tried at whole ones, because padding to them is a branch of its own, and
     where the program cuts an axis at numbers, beyond the last of them, because a loop over blocks was unrolled for as
     many as the examples have. Sizes that the model itself refuses are left out. Costs two runs of the model and of the
@@ -63,7 +64,7 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     if loaded.kind == "program" or not captured.dynamic_axes:
         return ()
     with quiet():
-        examples = examples_of(loaded)
+        examples = _named(examples_of(loaded), captured)
         runner = Replay(captured.program)
         compared = [_compare(loaded, captured, runner, variant) for variant in _variants(examples, captured)]
         if compared and not any(compared):  # a model that wants multiples of something
@@ -71,6 +72,16 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     if compared and not any(compared):
         return ("The model ran at no size but the one given, so its dynamic axes are unchecked.",)
     return ()
+
+
+def _named(examples: Examples, captured: Captured) -> Examples:
+    """The examples with a name for each axis that varies: hints such as ``Dim.AUTO`` have none of their own."""
+    leaves = []
+    for leaf in examples.leaves:
+        found = captured.dynamic_axes.get(leaf.name, {})
+        axes = {at: replace(axis, name=axis.name or found.get(at, "")) for at, axis in leaf.axes.items()}
+        leaves.append(replace(leaf, axes=axes))
+    return Examples(tuple(leaves), examples.structure)
 
 
 def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:

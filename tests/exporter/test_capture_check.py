@@ -37,6 +37,14 @@ def test_a_branch_on_a_size_is_found_with_its_line() -> None:
     assert caught.value.where is not None and "test_capture_check.py:" in caught.value.where
 
 
+@pytest.mark.parametrize("hint", [torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC])
+def test_axes_without_a_name_are_checked(hint: Any) -> None:
+    loaded = _load(LongBranch(), torch.randn(3, 5, 8), axes={"x": {0: "batch", 1: hint}})
+    with pytest.raises(UnsupportedError, match="batch=1, x_1=1") as caught:
+        check_dynamic(loaded, capture(loaded))
+    assert "y = y * 3" in caught.value.message
+
+
 class CausalMemory(torch.nn.Module):
     """Attends to a memory, with a causal mask wherever there is more than one query."""
 

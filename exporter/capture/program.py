@@ -21,6 +21,7 @@ from .outputs import Outputs
 from .promotion import cast_promoted_integers
 from .quiet import quiet
 from .refusals import is_data_dependent, refusal
+from .regions import open_idle_regions
 from .saved import capture_saved
 from .shortcuts import LongWay, trace_without_shortcuts
 from .sizes import size_variants
@@ -55,6 +56,7 @@ def capture(loaded: Loaded, *, keep_attention: bool = True) -> Captured:
             captured = capture_saved(loaded)
         else:
             captured = _capture_module(loaded)
+        open_idle_regions(captured.program)
         open_flex_attention(captured.program)
         drop_empty_concatenations(captured.program)
         count_trims_from_the_front(captured.program)

@@ -34,12 +34,12 @@ def capture_saved(loaded: Loaded) -> Captured:
 
 
 def _copied(program: ExportedProgram) -> ExportedProgram:
-    """The same program with a graph of its own; weights are shared."""
+    """The same program with a graph and a signature of its own; weights are shared."""
     graph_module = copy.deepcopy(program.graph_module)
     return ExportedProgram(
         root=graph_module,
         graph=graph_module.graph,
-        graph_signature=program.graph_signature,
+        graph_signature=copy.deepcopy(program.graph_signature),
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,

@@ -75,8 +75,9 @@ zoo: $(STAMP) ## export every model of the zoo, fused, and compare each with eag
 	$(PYTEST) tests/zoo -m zoo $(ARGS)
 
 .PHONY: lint
-lint: $(STAMP) ## check style
+lint: $(STAMP) ## check style and layout
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 
 .PHONY: docs
 docs: $(STAMP) ## write the generated pages under docs/ anew

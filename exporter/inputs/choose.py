@@ -87,9 +87,7 @@ def _from_caller(module: Any, given: Given, source: str) -> Chosen:
     return _grown(module, args, kwargs, given.dynamic_shapes, ())
 
 
-def _grown(
-    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, notes: tuple[str, ...]
-) -> Chosen:
+def _grown(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, notes: tuple[str, ...]) -> Chosen:
     shapes = with_dims(shapes)
     if shapes is None:
         fixed = "every axis is fixed at its example's size; name dynamic ones to keep them"
@@ -118,9 +116,7 @@ def _from_specs(module: Any, specs: tuple[InputSpec, ...], shapes: Any | None) -
 
 def _positional_only(module: Any, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Parameters written before ``/`` cannot be passed by name."""
-    first = [
-        name for name, p in parameters_of(module).items() if p.kind is p.POSITIONAL_ONLY and name in kwargs
-    ]
+    first = [name for name, p in parameters_of(module).items() if p.kind is p.POSITIONAL_ONLY and name in kwargs]
     return tuple(kwargs[name] for name in first), {k: v for k, v in kwargs.items() if k not in first}
 
 
@@ -138,24 +134,18 @@ def _from_values(
     try:
         named = by_parameter(module, args, kwargs)
     except TypeError as e:
-        raise InputError(
-            f"forward of {source} does not take these inputs: {e}", hint="Leave out the surplus."
-        ) from e
+        raise InputError(f"forward of {source} does not take these inputs: {e}", hint="Leave out the surplus.") from e
     values, notes = _fitted(module, named, specs)
     args = tuple(values[name] for name in list(values)[: len(args)]) if args else ()
     kwargs = {name: values.get(name, value) for name, value in kwargs.items()}
     if shapes is None:
         known = specs or derive_specs(module) or ()
-        axes = axes or {
-            s.name: s.dynamic for s in known if getattr(values.get(s.name), "ndim", -1) == len(s.dims)
-        }
+        axes = axes or {s.name: s.dynamic for s in known if getattr(values.get(s.name), "ndim", -1) == len(s.dims)}
         shapes = shapes_for(module, args, kwargs, axes)
     return _grown(module, args, kwargs, shapes, notes)
 
 
-def _fitted(
-    module: Any, named: dict[str, Any], specs: tuple[InputSpec, ...]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _fitted(module: Any, named: dict[str, Any], specs: tuple[InputSpec, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Check values against specs, and bring numpy's float64 to the model's own floating dtype."""
     import torch
 

@@ -77,11 +77,7 @@ def _needed(name: str, main: str, module: Any, parameters: dict[str, Any]) -> bo
     if name == main or parameters[name].default is parameters[name].empty:
         return True
     two_towers = field_of(module, "text_config") is not None and field_of(module, "vision_config") is not None
-    return (
-        two_towers
-        and field_of(module, "projection_dim") is not None
-        and name in ("input_ids", "pixel_values")
-    )
+    return two_towers and field_of(module, "projection_dim") is not None and name in ("input_ids", "pixel_values")
 
 
 def _uncovered(parameters: dict[str, Any], covered: set[str]) -> list[str]:
@@ -89,9 +85,7 @@ def _uncovered(parameters: dict[str, Any], covered: set[str]) -> list[str]:
     return [
         name
         for name, parameter in parameters.items()
-        if name not in covered
-        and parameter.default is parameter.empty
-        and int(parameter.kind) not in variadic
+        if name not in covered and parameter.default is parameter.empty and int(parameter.kind) not in variadic
     ]
 
 

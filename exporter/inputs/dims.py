@@ -115,12 +115,7 @@ def grow(
 
     def enlarge(name: str, tensor: Any, spec: Any) -> Any:
         for axis, dim in _axes(spec):
-            if (
-                not hasattr(tensor, "shape")
-                or axis >= tensor.dim()
-                or tensor.shape[axis] != 1
-                or not _dynamic(dim)
-            ):
+            if not hasattr(tensor, "shape") or axis >= tensor.dim() or tensor.shape[axis] != 1 or not _dynamic(dim):
                 continue
             key = getattr(dim, "__name__", f"axis {axis}")
             if key not in sizes:
@@ -133,12 +128,8 @@ def grow(
 
     names = list(parameters_of(module))
     per_arg = _per_arg(shapes, names, len(args))
-    new_args = tuple(
-        enlarge(names[i] if i < len(names) else str(i), value, per_arg[i]) for i, value in enumerate(args)
-    )
-    named = (
-        shapes if isinstance(shapes, Mapping) else dict(zip(kwargs, list(shapes)[len(args) :], strict=False))
-    )
+    new_args = tuple(enlarge(names[i] if i < len(names) else str(i), value, per_arg[i]) for i, value in enumerate(args))
+    named = shapes if isinstance(shapes, Mapping) else dict(zip(kwargs, list(shapes)[len(args) :], strict=False))
     new_kwargs = {name: enlarge(name, value, named.get(name)) for name, value in kwargs.items()}
     return new_args, new_kwargs, tuple(dict.fromkeys(grown))
 

@@ -43,9 +43,7 @@ def check_names(module: Any, given: Iterable[str], *, source: str, count: int = 
         hint = f"Did you mean {close[0]}?" if close else f"It takes: {', '.join(named) or 'nothing by name'}."
         raise InputError(f"forward of {source} has no parameter {', '.join(unknown)}", hint=hint)
     missing = [
-        name
-        for name in named[count:]
-        if parameters[name].default is inspect.Parameter.empty and name not in given
+        name for name in named[count:] if parameters[name].default is inspect.Parameter.empty and name not in given
     ]
     if missing:
         raise InputError(

@@ -12,9 +12,7 @@ from .values import Vocabulary, fill_tensors
 __all__ = ["program_examples"]
 
 
-def program_examples(
-    program: Any, values: Mapping[str, Any], *, source: str
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def program_examples(program: Any, values: Mapping[str, Any], *, source: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return inputs that a ``torch.export`` program accepts: its own examples, or fresh ones of its shapes.
 
     Args:
@@ -28,9 +26,7 @@ def program_examples(
     names = [str(name) for name in program.graph_signature.user_inputs]
     unknown = sorted(set(values) - set(names))
     if unknown:
-        raise InputError(
-            f"{source} has no input {', '.join(unknown)}", hint=f"Its inputs: {', '.join(names)}."
-        )
+        raise InputError(f"{source} has no input {', '.join(unknown)}", hint=f"Its inputs: {', '.join(names)}.")
     own = program.example_inputs
     if not values and isinstance(own, tuple) and len(own) == 2 and isinstance(own[1], Mapping):
         return tuple(own[0]), dict(own[1])

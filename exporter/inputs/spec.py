@@ -67,12 +67,8 @@ def _parse(text: str) -> InputSpec:
         raise InputError(f"--input {text!r} is not NAME:DTYPE[DIMS]", hint=f"Write it so, {_EXAMPLE}.")
     name = match["name"].strip()
     if _NAME.fullmatch(name) is None:
-        raise InputError(
-            f"--input {text!r}: {name!r} is no name of a parameter", hint=f"Write it so, {_EXAMPLE}."
-        )
-    dims = (
-        tuple(_dim(part.strip(), text) for part in match["dims"].split(",")) if match["dims"].strip() else ()
-    )
+        raise InputError(f"--input {text!r}: {name!r} is no name of a parameter", hint=f"Write it so, {_EXAMPLE}.")
+    dims = tuple(_dim(part.strip(), text) for part in match["dims"].split(",")) if match["dims"].strip() else ()
     return InputSpec(name, _dtype(match["dtype"].strip(), text), dims)
 
 
@@ -83,9 +79,7 @@ def _dtype(given: str, text: str) -> str:
         return name
     close = difflib.get_close_matches(name, [*DTYPES, *_SHORT], n=2)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise InputError(
-        f"--input {text!r}: there is no dtype {given!r}", hint=f"{hint}Known: {', '.join(DTYPES)}."
-    )
+    raise InputError(f"--input {text!r}: there is no dtype {given!r}", hint=f"{hint}Known: {', '.join(DTYPES)}.")
 
 
 def _dim(given: str, text: str) -> int | str:
@@ -93,9 +87,7 @@ def _dim(given: str, text: str) -> int | str:
         size = int(given)
         if 1 <= size < _LARGEST:
             return size
-        raise InputError(
-            f"--input {text!r}: an axis cannot have size {given}", hint="Give a size of 1 or more."
-        )
+        raise InputError(f"--input {text!r}: an axis cannot have size {given}", hint="Give a size of 1 or more.")
     if _DIM.fullmatch(given):
         return " + ".join(part.strip() for part in given.split("+"))
     raise InputError(

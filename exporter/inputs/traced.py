@@ -23,11 +23,7 @@ _LIMITS: Limits = {"batch": (3, None), "seq": (7, None)}
 
 def parameter_names(module: Any) -> tuple[str, ...]:
     """Names of the parameters of a ScriptModule's ``forward``, in order, without ``self``."""
-    schema = (
-        module.forward.schema
-        if hasattr(module.forward, "schema")
-        else module._c._get_method("forward").schema
-    )
+    schema = module.forward.schema if hasattr(module.forward, "schema") else module._c._get_method("forward").schema
     return tuple(argument.name for argument in schema.arguments if argument.name != "self")
 
 
@@ -43,9 +39,7 @@ def for_program(program: Any, given: Given, specs: tuple[InputSpec, ...], source
     elif specs:
         sizes = choose_sizes(specs, set(), _LIMITS)
         values = fill_tensors(specs, sizes, vocabulary_of(program.module()))
-        notes = (
-            "a .pt2 program keeps the dynamic axes it was exported with; --input only shapes its examples",
-        )
+        notes = ("a .pt2 program keeps the dynamic axes it was exported with; --input only shapes its examples",)
     args, kwargs = program_examples(program, values, source=source)
     return Chosen(args, kwargs, None, notes)
 
@@ -55,9 +49,7 @@ def for_script(module: Any, given: Given, specs: tuple[InputSpec, ...], source: 
     names = parameter_names(module)
     axes = {spec.name: spec.dynamic for spec in specs}
     if given.args or given.kwargs or given.file is not None:
-        args, kwargs = (
-            read_inputs(Path(given.file)) if given.file is not None else (given.args, dict(given.kwargs))
-        )
+        args, kwargs = read_inputs(Path(given.file)) if given.file is not None else (given.args, dict(given.kwargs))
     elif specs:
         kwargs = fill_tensors(specs, choose_sizes(specs, numbers_of(module), _LIMITS), vocabulary_of(module))
         args = ()

@@ -41,9 +41,7 @@ class Vocabulary:
     avoid: frozenset[int] = frozenset()
 
 
-def fill_tensors(
-    specs: Sequence[InputSpec], sizes: Mapping[str, int], vocabulary: Vocabulary
-) -> dict[str, Any]:
+def fill_tensors(specs: Sequence[InputSpec], sizes: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, Any]:
     """Make one tensor per spec; the same call gives the same values.
 
     Args:
@@ -100,11 +98,7 @@ def _fill(spec: InputSpec, shape: tuple[int, ...], vocabulary: Vocabulary) -> An
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
     if role == "positions":
         length = shape[-1] if shape else 1
-        return (
-            torch.arange(length).expand(shape).contiguous().to(dtype)
-            if shape
-            else torch.zeros((), dtype=dtype)
-        )
+        return torch.arange(length).expand(shape).contiguous().to(dtype) if shape else torch.zeros((), dtype=dtype)
     bound = {"types": vocabulary.types, "tokens": vocabulary.tokens}.get(role, vocabulary.indices)
     bound = min(bound, torch.iinfo(dtype).max)
     drawn = torch.randint(0, max(1, bound), shape, generator=generator)

@@ -162,9 +162,7 @@ def _state_of_standin(root: Standin) -> dict[str, Any] | None:
         prefix, item = pending.pop()
         seen += 1
         if seen > _MAX_MODULES or len(prefix) > 4096:
-            raise InputError(
-                "the file nests modules without end", hint="Save the state_dict of the model anew."
-            )
+            raise InputError("the file nests modules without end", hint="Save the state_dict of the model anew.")
         state = item.state if isinstance(item, Standin) else None
         if not isinstance(state, Mapping) or "_modules" not in state:
             continue

@@ -15,9 +15,7 @@ from .wording import brief
 
 __all__ = ["build"]
 
-_FORM = (
-    "Give --factory pkg.mod:build or --factory FILE.py:FN; FN takes no arguments and returns the nn.Module."
-)
+_FORM = "Give --factory pkg.mod:build or --factory FILE.py:FN; FN takes no arguments and returns the nn.Module."
 
 
 def build(factory: str | Callable[[], Any]) -> Any:
@@ -75,9 +73,7 @@ def _import(place: str, factory: str) -> ModuleType:
             f"--factory {factory}: {place} cannot be imported: {brief(e)}", hint="Install what it needs."
         ) from e
     except (Exception, SystemExit) as e:
-        raise InputError(
-            f"--factory {factory}: {place} cannot be imported: {brief(e)}", hint="Mend it."
-        ) from e
+        raise InputError(f"--factory {factory}: {place} cannot be imported: {brief(e)}", hint="Mend it.") from e
 
 
 def _lookup(module: ModuleType, name: str, factory: str) -> Any:
@@ -88,11 +84,7 @@ def _lookup(module: ModuleType, name: str, factory: str) -> Any:
         raise InputError(f"--factory {factory}: {name} is {_type_name(function)}, not a function", hint=_FORM)
     own = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
     close = difflib.get_close_matches(name, own, n=3)
-    hint = (
-        f"Did you mean {' or '.join(close)}?"
-        if close
-        else f"It has: {', '.join(own[:12]) or 'no functions'}."
-    )
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"It has: {', '.join(own[:12]) or 'no functions'}."
     raise InputError(f"--factory {factory}: there is no {name} in {module.__name__}", hint=hint)
 
 

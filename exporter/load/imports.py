@@ -39,15 +39,11 @@ def import_file(path: Path) -> ModuleType:
         InputError: There is no such file, or it fails; the message names the line that failed.
     """
     if not path.is_file():
-        raise InputError(
-            f"there is no Python file {path}", hint="Give --factory FILE.py:FN with an existing file."
-        )
+        raise InputError(f"there is no Python file {path}", hint="Give --factory FILE.py:FN with an existing file.")
     name = f"deployml_factory_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise InputError(
-            f"{path.name} is no Python file", hint="Give --factory FILE.py:FN or --factory pkg.mod:fn."
-        )
+        raise InputError(f"{path.name} is no Python file", hint="Give --factory FILE.py:FN or --factory pkg.mod:fn.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.resolve().parent)

@@ -125,9 +125,7 @@ def _load(path: Path, form: Format, found: Globals, *, safe: bool) -> Any:
     except pickle.UnpicklingError as e:
         raise _unpickling_failed(path, found, e, safe) from e
     except MemoryError as e:
-        raise InputError(
-            f"{path.name} asks for more memory than there is", hint="Load it where there is more."
-        ) from e
+        raise InputError(f"{path.name} asks for more memory than there is", hint="Load it where there is more.") from e
     except Exception as e:
         raise _failed(path, e) from e
 
@@ -171,9 +169,7 @@ def _not_by_torch(path: Path) -> InputError:
 
 
 def _failed(path: Path, error: Exception) -> InputError:
-    damaged = (
-        isinstance(error, EOFError) or "PytorchStreamReader" in str(error) or "unexpected EOF" in str(error)
-    )
+    damaged = isinstance(error, EOFError) or "PytorchStreamReader" in str(error) or "unexpected EOF" in str(error)
     if damaged or isinstance(error, ValueError | OSError | IndexError | KeyError | AssertionError):
         return InputError(
             f"{path.name} is truncated or damaged ({brief(error)})",

@@ -89,9 +89,7 @@ def _to_cpu(done: Prepared) -> None:
     if devices in ([], ["cpu"]):
         return
     if len(devices) > 1:
-        raise InputError(
-            f"the model is spread over {', '.join(devices)}", hint="Move it first: model.to('cpu')."
-        )
+        raise InputError(f"the model is spread over {', '.join(devices)}", hint="Move it first: model.to('cpu').")
     module = done.module
     module.to("cpu")
     done.undo.append(lambda: module.to(devices[0]))
@@ -130,9 +128,7 @@ def configs_of(module: Any) -> Iterator[Any]:
                 continue
             seen.add(id(config))
             yield config
-            pending.extend(
-                v for v in vars(config).values() if hasattr(v, "model_type") and hasattr(v, "to_dict")
-            )
+            pending.extend(v for v in vars(config).values() if hasattr(v, "model_type") and hasattr(v, "to_dict"))
 
 
 def _drop_cache(done: Prepared) -> None:
@@ -192,9 +188,7 @@ def _traceable_attention(done: Prepared) -> None:
 
 
 def _dtype(done: Prepared) -> None:
-    kinds = sorted(
-        {str(p.dtype).removeprefix("torch.") for p in done.module.parameters() if p.is_floating_point()}
-    )
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in done.module.parameters() if p.is_floating_point()})
     if kinds not in ([], ["float32"]):
         done.notes.append(f"weights are {' and '.join(kinds)}; the graph keeps them so")
 

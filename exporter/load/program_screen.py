@@ -20,9 +20,7 @@ __all__ = ["suspicious"]
 
 _MAX_JSON = 1 << 30
 _MAX_EXPRESSION = 20_000
-_OPERATOR = re.compile(
-    r"(torch\.ops\.|_operator\.|math\.|torch\.sym_|torch\._higher_order_ops\.|torch\._sym_)[\w.]+$"
-)
+_OPERATOR = re.compile(r"(torch\.ops\.|_operator\.|math\.|torch\.sym_|torch\._higher_order_ops\.|torch\._sym_)[\w.]+$")
 _SYMBOL = re.compile(r"[a-zA-Z]{1,4}\d+$|oo$|int_oo$|nan$|True$|False$|L$")
 _FUNCTION = re.compile(
     r"(FloorDiv|ModularIndexing|Where|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|[LR]Shift|PowByNatural"
@@ -55,8 +53,7 @@ def suspicious(archive: Archive) -> tuple[str, ...]:
             found.append(f"{name} (not readable as JSON)")
             continue
         found += [
-            f"{name}: {what}"
-            for what in (_in_model(content) if name.startswith("models/") else _in_data(content))
+            f"{name}: {what}" for what in (_in_model(content) if name.startswith("models/") else _in_data(content))
         ]
     return tuple(dict.fromkeys(found))
 

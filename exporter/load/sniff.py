@@ -60,17 +60,13 @@ def sniff(path: Path) -> Format:
     if path.is_dir():
         return _sniff_folder(path)
     if not path.is_file():
-        raise InputError(
-            f"{path.name} is neither a file nor a folder", hint="Give the path of a saved model."
-        )
+        raise InputError(f"{path.name} is neither a file nor a folder", hint="Give the path of a saved model.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError as e:
-        raise InputError(
-            f"{path.name} cannot be read: {e.strerror}", hint="Check its permissions, or copy it."
-        ) from e
+        raise InputError(f"{path.name} cannot be read: {e.strerror}", hint="Check its permissions, or copy it.") from e
     if size == 0:
         raise InputError(
             f"{path.name} is empty", hint="Save the model again; the disk may have been full the last time."
@@ -146,12 +142,7 @@ def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
 
 def _looks_like_onnx(head: bytes) -> bool:
     # ModelProto opens with field 1 (ir_version, a small varint), then a string or message field up to 8.
-    return (
-        len(head) > 3
-        and head[0] == 0x08
-        and 1 <= head[1] <= 30
-        and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x3A, 0x42)
-    )
+    return len(head) > 3 and head[0] == 0x08 and 1 <= head[1] <= 30 and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x3A, 0x42)
 
 
 def _json_given(path: Path) -> InputError:
@@ -167,9 +158,7 @@ def _json_given(path: Path) -> InputError:
 def _sniff_folder(path: Path) -> Format:
     if (path / "config.json").exists():
         return Format.HUGGING_FACE
-    weights = sorted(
-        p.name for p in path.iterdir() if p.suffix in {".pt", ".pth", ".pt2", ".bin", ".safetensors"}
-    )
+    weights = sorted(p.name for p in path.iterdir() if p.suffix in {".pt", ".pth", ".pt2", ".bin", ".safetensors"})
     if (path / "config.json").is_symlink():
         raise InputError(
             f"config.json in {path.name}/ is a link to a file that is not there",

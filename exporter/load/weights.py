@@ -45,9 +45,7 @@ def fill(module: Any, state: Mapping[str, Any], *, source: str, factory: str) ->
     filled = {_address(tensor) for name, tensor in own.items() if name in state} - {None}
     used = {_address(tensor) for name, tensor in state.items() if name in own} - {None}
     buffers = {name: tensor.shape for name, tensor in module.named_buffers()}
-    missing = [
-        n for n, t in own.items() if n not in state and hasattr(t, "shape") and _address(t) not in filled
-    ]
+    missing = [n for n, t in own.items() if n not in state and hasattr(t, "shape") and _address(t) not in filled]
     unexpected = [
         name
         for name, tensor in state.items()
@@ -89,14 +87,10 @@ def _dtype_note(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -
         for name, tensor in own.items()
         if name in state and hasattr(tensor, "dtype") and state[name].dtype != tensor.dtype
     }
-    return [
-        f"weights of {source} are {stored}, the model holds them as {held}" for stored, held in sorted(pairs)
-    ]
+    return [f"weights of {source} are {stored}, the model holds them as {held}" for stored, held in sorted(pairs)]
 
 
-def _mismatch(
-    source: str, factory: str, missing: list[str], unexpected: list[str], misfits: list[str]
-) -> InputError:
+def _mismatch(source: str, factory: str, missing: list[str], unexpected: list[str], misfits: list[str]) -> InputError:
     lines = [f"{source} does not fit the model that --factory {factory} builds:"]
     for what, names in (
         ("missing in the file", missing),

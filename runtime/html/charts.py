@@ -64,9 +64,7 @@ def log_axis(scale: LogScale, ticks: Sequence[float], *, labels: Sequence[str] |
     return _strip(*marks)
 
 
-def dot_strip(
-    scale: LogScale, ticks: Sequence[float], value: float, limit: float, *, bad: bool, title: str
-) -> Markup:
+def dot_strip(scale: LogScale, ticks: Sequence[float], value: float, limit: float, *, bad: bool, title: str) -> Markup:
     """A dot at ``value``, a mark at ``limit`` and a thin line between them: the distance that is left."""
     at, end = scale.at(value), scale.at(limit)
     tone = " bad" if bad else ""
@@ -79,9 +77,7 @@ def dot_strip(
     )
 
 
-def span_strip(
-    scale: LogScale, ticks: Sequence[float], low: float, value: float, high: float, *, title: str
-) -> Markup:
+def span_strip(scale: LogScale, ticks: Sequence[float], low: float, value: float, high: float, *, title: str) -> Markup:
     """An interval with its middle, and a line at 1."""
     one = _per_cent(scale.at(1.0))
     return _strip(
@@ -107,10 +103,7 @@ def time_strip(longest: float, middle: float, p90: float, p99: float, *, base: b
         tag("title", title),
         tag("rect", x=0, y=6, width=_per_cent(at(middle)), height=12, rx=2, class_="b1" if base else "b0"),
         _line(at(middle), at(p99), "granted"),
-        *(
-            tag("line", x1=_per_cent(at(v)), x2=_per_cent(at(v)), y1=8, y2=16, class_="granted")
-            for v in (p90, p99)
-        ),
+        *(tag("line", x1=_per_cent(at(v)), x2=_per_cent(at(v)), y1=8, y2=16, class_="granted") for v in (p90, p99)),
     )
 
 

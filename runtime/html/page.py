@@ -78,9 +78,7 @@ def _head(report: Report) -> Markup:
         tag(
             "div",
             tag("span", _MARKS[report.verdict], class_=f"mark {report.verdict}", aria_hidden="true"),
-            tag(
-                "div", tag("strong", label(report.verdict), class_=report.verdict), tag("p", headline(report))
-            ),
+            tag("div", tag("strong", label(report.verdict), class_=report.verdict), tag("p", headline(report))),
             class_="verdict",
         ),
     )
@@ -123,12 +121,8 @@ def _pictures(before: Picture | None, after: Picture | None) -> Markup | None:
     shown = [p for p in (before, after) if p is not None and p.nodes]
     if not shown:
         return None
-    figures = [
-        tag("figure", tag("figcaption", _caption(p)), tag("div", draw(p), class_="frame")) for p in shown
-    ]
-    lead = (
-        "One attention module, drawn from the two graphs. Tinted: what fusion replaced, and what it became."
-    )
+    figures = [tag("figure", tag("figcaption", _caption(p)), tag("div", draw(p), class_="frame")) for p in shown]
+    lead = "One attention module, drawn from the two graphs. Tinted: what fusion replaced, and what it became."
     return tag(
         "section",
         tag("h2", "One layer, before and after"),
@@ -184,14 +178,10 @@ def _rewrites(report: Report) -> Markup | None:
     rules = Counter((r.rule, r.emits) for r in report.rewrites)
     lines = []
     for (rule, emits), times in sorted(rules.items()):
-        errors = [
-            r.error for r in report.rewrites if (r.rule, r.emits) == (rule, emits) and r.error is not None
-        ]
+        errors = [r.error for r in report.rewrites if (r.rule, r.emits) == (rule, emits) and r.error is not None]
         lines.append((rule, emits or "–", count(times), power(max(errors)) if errors else "exact or cached"))
     title = f"{count(len(report.rewrites))} rewrites, each proven by running both forms"
-    return _folded(
-        title, (("Rule", None), ("Makes", None), ("Times", "num"), ("Largest error", "num")), lines
-    )
+    return _folded(title, (("Rule", None), ("Makes", None), ("Times", "num"), ("Largest error", "num")), lines)
 
 
 def _refusals(report: Report) -> Markup | None:
@@ -221,9 +211,7 @@ def _passes(report: Report) -> Markup | None:
 
 
 def _stages(report: Report) -> Markup | None:
-    lines = [
-        (s.name, f"{s.seconds:.2f}", human_bytes(s.peak_rss) if s.peak_rss else "–") for s in report.stages
-    ]
+    lines = [(s.name, f"{s.seconds:.2f}", human_bytes(s.peak_rss) if s.peak_rss else "–") for s in report.stages]
     columns = (("Stage", None), ("Seconds", "num"), ("Peak memory", "num"))
     return _folded(f"{len(lines)} stages", columns, lines) if lines else None
 

@@ -141,9 +141,7 @@ def _facts(facts: Mapping[str, Any]) -> Markup:
         if name in facts:
             lines.append(f"{name}: {_mask(facts[name])}")
     shown = {"heads", "kv_heads", "head_dim", "value_dim", "scale", "causal", "cross", "mask", "bias"}
-    rest = (
-        (name, value) for name, value in facts.items() if name not in shown and value not in (None, False)
-    )
+    rest = ((name, value) for name, value in facts.items() if name not in shown and value not in (None, False))
     lines += [f"{_spoken(name)}: {_spoken(value)}" for name, value in rest]
     return join(*(tag("div", line) for line in lines))
 

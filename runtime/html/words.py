@@ -65,9 +65,7 @@ def _fusion(report: Report) -> str:
     if fused == total:
         return "its one attention is fused" if total == 1 else f"all {total} attentions are fused"
     if not fused:
-        return (
-            "its one attention was not fused" if total == 1 else f"none of its {total} attentions was fused"
-        )
+        return "its one attention was not fused" if total == 1 else f"none of its {total} attentions was fused"
     return f"{fused} of {total} attentions are fused"
 
 

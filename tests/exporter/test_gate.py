@@ -261,9 +261,7 @@ def test_the_same_model_made_again_elsewhere_is_the_same_and_passes(work, tmp_pa
     )
     source = str(work.with_name("source.onnx"))
     environment = dict(os.environ, PYTHONHASHSEED="77")
-    subprocess.run(
-        [sys.executable, "-c", code, source, str(other / "m.onnx")], env=environment, check=True, cwd=other
-    )
+    subprocess.run([sys.executable, "-c", code, source, str(other / "m.onnx")], env=environment, check=True, cwd=other)
     assert (other / "m.onnx").read_bytes() == work.read_bytes()
     assert check(other / "m.onnx", lock=work.with_name("m.lock.json")).verdict == "pass"
 

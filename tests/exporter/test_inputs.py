@@ -122,9 +122,7 @@ def test_text_gives_inputs_and_axes():
     assert bool((mask.sum(-1) > 0).all())
     assert names(loaded.dynamic_shapes) == {"ids": {0: "batch", 1: "seq"}, "mask": {0: "batch", 1: "seq"}}
     assert loaded.dynamic_shapes["ids"][0] is loaded.dynamic_shapes["mask"][0]
-    program = torch.export.export(
-        loaded.module, loaded.args, dict(loaded.kwargs), dynamic_shapes=loaded.dynamic_shapes
-    )
+    program = torch.export.export(loaded.module, loaded.args, dict(loaded.kwargs), dynamic_shapes=loaded.dynamic_shapes)
     assert len(program.range_constraints) == 2
 
 
@@ -212,9 +210,7 @@ class TestCaller:
 
     def test_shapes_pass_through(self):
         shapes = {"ids": {0: Dim.DYNAMIC, 1: Dim("seq", max=40)}, "mask": (Dim.DYNAMIC, Dim.DYNAMIC)}
-        loaded = load(
-            Two(), args=(torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4)), dynamic_shapes=shapes
-        )
+        loaded = load(Two(), args=(torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4)), dynamic_shapes=shapes)
         assert loaded.dynamic_shapes == shapes
 
     def test_text_names_become_dims(self):
@@ -355,9 +351,7 @@ class TestSizes:
         model.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(40))
         for index, layer in enumerate(model.layers):
             layer.layer_idx = index
-        model.config = type(
-            "Config", (), {"label2id": {str(i): i for i in range(1000)}, "eos_token_id": [3, 5]}
-        )()
+        model.config = type("Config", (), {"label2id": {str(i): i for i in range(1000)}, "eos_token_id": [3, 5]})()
         loaded = load(model, inputs=("ids:int64[batch,seq]", "mask:bool[batch,seq]"))
         assert max(loaded.kwargs["ids"].shape) < 20
 
@@ -398,9 +392,7 @@ class TestTraced:
     def test_script_with_text_in_any_order(self, script):
         loaded = load(script, inputs=("mask:float32[b,s]", "ids:int64[b,s]"))
         assert [value.dtype for value in loaded.args] == [torch.int64, torch.float32]
-        assert [{a: d.__name__ for a, d in axes.items()} for axes in loaded.dynamic_shapes] == [
-            {0: "b", 1: "s"}
-        ] * 2
+        assert [{a: d.__name__ for a, d in axes.items()} for axes in loaded.dynamic_shapes] == [{0: "b", 1: "s"}] * 2
         loaded.module(*loaded.args)
 
     def test_script_with_a_gap(self, script):

@@ -160,10 +160,7 @@ def test_one_name_is_one_size_and_collides_with_nothing(case):
     sizes: dict[str, int] = {}
     for name, shapes in loaded.dynamic_shapes.items():
         for axis, dim in shapes.items():
-            assert (
-                sizes.setdefault(dim.__name__, loaded.kwargs[name].shape[axis])
-                == loaded.kwargs[name].shape[axis]
-            )
+            assert sizes.setdefault(dim.__name__, loaded.kwargs[name].shape[axis]) == loaded.kwargs[name].shape[axis]
     assert len(set(sizes.values())) == len(sizes)
     assert min(sizes.values()) >= 2
     assert not set(sizes.values()) & numbers_of(model)
@@ -237,9 +234,7 @@ def test_text_beats_the_config():
 def test_arrays_of_known_names_get_their_usual_axes(tmp_path):
     import numpy as np
 
-    np.savez(
-        tmp_path / "x.npz", input_ids=np.ones((2, 9), np.int64), attention_mask=np.ones((2, 9), np.int64)
-    )
+    np.savez(tmp_path / "x.npz", input_ids=np.ones((2, 9), np.int64), attention_mask=np.ones((2, 9), np.int64))
     loaded = load(CASES["bert"][0](), inputs_file=tmp_path / "x.npz")
     assert {axis: dim.__name__ for axis, dim in loaded.dynamic_shapes["input_ids"].items()} == {
         0: "batch",

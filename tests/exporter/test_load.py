@@ -158,10 +158,7 @@ def test_class_that_cannot_be_imported(net, folder, monkeypatch):
 
 
 def test_class_of_the_saving_script(folder):
-    script = (
-        NET_SOURCE
-        + "\nif __name__ == '__main__':\n    torch.manual_seed(2)\n    torch.save(Net(), 'model.pt')\n"
-    )
+    script = NET_SOURCE + "\nif __name__ == '__main__':\n    torch.manual_seed(2)\n    torch.save(Net(), 'model.pt')\n"
     (folder / "train.py").write_text(script)
     subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, timeout=120)
     with pytest.raises(InputError, match=r"__main__\.Net") as refusal:

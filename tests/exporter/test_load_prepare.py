@@ -139,9 +139,7 @@ def test_cache_by_argument_is_baked_in():
     loaded = load(Caching(), inputs=X)
     assert loaded.kwargs["use_cache"] is False
     assert isinstance(loaded.module(**loaded.kwargs), torch.Tensor)
-    program = torch.export.export(
-        loaded.module, loaded.args, dict(loaded.kwargs), dynamic_shapes=loaded.dynamic_shapes
-    )
+    program = torch.export.export(loaded.module, loaded.args, dict(loaded.kwargs), dynamic_shapes=loaded.dynamic_shapes)
     assert len(program.graph_signature.user_outputs) == 1
 
 

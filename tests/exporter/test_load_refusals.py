@@ -150,11 +150,7 @@ def hostile_weight(program: Path, target: Path, sentinel: Path) -> Path:
     def change(name: str, content: bytes) -> bytes:
         if name.endswith("weights/weight_0"):
             return attack
-        return (
-            content.replace(b'"use_pickle": false', b'"use_pickle": true')
-            if "weights_config" in name
-            else content
-        )
+        return content.replace(b'"use_pickle": false', b'"use_pickle": true') if "weights_config" in name else content
 
     return rewritten(program, target, change)
 

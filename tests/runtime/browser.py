@@ -12,9 +12,7 @@ from typing import Literal
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="not run: no chromium (apt-get install chromium)"
-)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="not run: no chromium (apt-get install chromium)")
 
 _FLAGS = (
     "--headless=new",
@@ -38,9 +36,7 @@ def framed(page: str, width: int, height: int, folder: Path) -> Path:
     wide:w.slice(0,5).map(e=>e.tagName+'.'+(e.getAttribute('class')||'')),scripts:d.querySelectorAll('script').length,
     outside:[...d.querySelectorAll('[src],[href]')].map(e=>e.getAttribute('src')||e.getAttribute('href')),
     heading:d.querySelector('h1')?.textContent})}</script>"""
-    frame = (
-        f'<iframe srcdoc="{html.escape(page)}" style="border:0;width:{width}px;height:{height}px"></iframe>'
-    )
+    frame = f'<iframe srcdoc="{html.escape(page)}" style="border:0;width:{width}px;height:{height}px"></iframe>'
     path = folder / f"frame-{width}.html"
     path.write_text(
         f"<!doctype html><meta charset=utf-8><title></title><body style='margin:0'>{frame}{probe}",

@@ -81,9 +81,7 @@ LATENCY = LatencyReport(
     shapes={"ids": (2, 128)},
     threads=2,
     contenders=(
-        Contender(
-            name="fused", median_ms=10.2, p90_ms=11, p99_ms=12, runs=50, provider="CPUExecutionProvider"
-        ),
+        Contender(name="fused", median_ms=10.2, p90_ms=11, p99_ms=12, runs=50, provider="CPUExecutionProvider"),
         Contender(name="eager", median_ms=20.2, p90_ms=21, p99_ms=22, runs=50, provider="torch-cpu"),
     ),
     ratios=(Ratio(of="eager", over="fused", value=1.98, low=1.9, high=2.05, pairs=50),),
@@ -166,9 +164,7 @@ def test_the_verdict_comes_first_in_words():
 
 
 def test_everything_of_the_report_is_there():
-    text = text_of(
-        html_report(replace(REPORT, sites=(*REPORT.sites, DECLINED)), before=PICTURE, after=PICTURE)
-    )
+    text = text_of(html_report(replace(REPORT, sites=(*REPORT.sites, DECLINED)), before=PICTURE, after=PICTURE))
     for words in (
         "encoder.layer.0-5.attention.self",
         "transformers/models/bert/modeling_bert.py:312",
@@ -215,9 +211,7 @@ def test_sites_have_their_time_where_the_run_was_profiled():
 
 def test_failures_name_output_case_numbers_and_place():
     bad = comparison(verdict="fail", needed=0.5, worst=(0, 3, 1), note="something", nan_match=False)
-    parity = ParityReport(
-        verdict="fail", reference="eager float32", comparisons=(comparison(case="fine"), bad)
-    )
+    parity = ParityReport(verdict="fail", reference="eager float32", comparisons=(comparison(case="fine"), bad))
     text = text_of(html_report(replace(REPORT, verdict="fail", parity=parity)))
     assert text.index("Fail All 6") < text.index("results do not agree with eager float32 in 1 of 2 cases")
     assert "Fails: output “logits” at batch=3 sequence=7 mask=left" in text
@@ -227,9 +221,7 @@ def test_failures_name_output_case_numbers_and_place():
 
 
 def test_a_failure_without_a_number_is_drawn_too():
-    crash = comparison(
-        output="*", needed=None, verdict="fail", note="runs in the reference, fails here: boom"
-    )
+    crash = comparison(output="*", needed=None, verdict="fail", note="runs in the reference, fails here: boom")
     skipped = comparison(needed=None, verdict="not-run", note="the reference cannot run this case")
     parity = ParityReport(verdict="fail", reference="eager float32", comparisons=(crash, skipped))
     text = text_of(html_report(replace(REPORT, verdict="fail", parity=parity)))
@@ -240,9 +232,7 @@ def test_a_failure_without_a_number_is_drawn_too():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_no_number_breaks_the_plots(value):
-    parity = ParityReport(
-        verdict="fail", reference="r", comparisons=(comparison(needed=value, verdict="fail"),)
-    )
+    parity = ParityReport(verdict="fail", reference="r", comparisons=(comparison(needed=value, verdict="fail"),))
     ratio = Ratio(of="unfused", over="fused", value=1.0, low=0.0, high=float("inf"), pairs=3)
     latency = replace(LATENCY, ratios=(ratio,))
     page = html_report(replace(REPORT, parity=parity, latency=latency))
@@ -264,17 +254,13 @@ def test_names_of_strangers_stay_text():
         source=HOSTILE,
         target=HOSTILE,
         versions={HOSTILE: HOSTILE},
-        sites=(
-            site(0, name=HOSTILE, module_path=HOSTILE, source=HOSTILE, op=HOSTILE, facts={HOSTILE: HOSTILE}),
-        ),
+        sites=(site(0, name=HOSTILE, module_path=HOSTILE, source=HOSTILE, op=HOSTILE, facts={HOSTILE: HOSTILE}),),
         census_before={HOSTILE: 3},
         census_after={"x": 1},
         parity=ParityReport(
             verdict="fail",
             reference=HOSTILE,
-            comparisons=(
-                comparison(case=HOSTILE, output=HOSTILE, basis=HOSTILE, verdict="fail", note=HOSTILE),
-            ),
+            comparisons=(comparison(case=HOSTILE, output=HOSTILE, basis=HOSTILE, verdict="fail", note=HOSTILE),),
             notes=(HOSTILE,),
         ),
         latency=replace(LATENCY, shapes={HOSTILE: (1,)}, notes=(HOSTILE,)),
@@ -342,9 +328,7 @@ def test_a_wide_interval_is_told_by_its_careful_end(low, value, high, said, tile
 def test_partial_fusion_is_said_first():
     assert headline(replace(REPORT, sites=(site(0), DECLINED))).startswith("1 of 2 attentions are fused")
     assert headline(replace(REPORT, sites=(DECLINED,))).startswith("Its one attention was not fused")
-    assert headline(replace(REPORT, not_run={"fusion": "off"})).startswith(
-        "Attention was left unfused on request"
-    )
+    assert headline(replace(REPORT, not_run={"fusion": "off"})).startswith("Attention was left unfused on request")
 
 
 def test_numbers_never_flatter():
@@ -384,9 +368,7 @@ def test_every_edge_points_down_and_no_boxes_overlap():
 @needs_chromium
 @pytest.mark.parametrize("width", [360, 390, 1100])
 def test_chromium_shows_it_without_overflow_or_requests(tmp_path, width):
-    many = replace(
-        REPORT, sites=(*REPORT.sites, DECLINED), warnings=("w" * 300,), source="/".join("abcdefgh" * 20)
-    )
+    many = replace(REPORT, sites=(*REPORT.sites, DECLINED), warnings=("w" * 300,), source="/".join("abcdefgh" * 20))
     found = json.loads(measure(html_report(many, before=PICTURE, after=PICTURE), width, tmp_path))
     assert found["scroll"] <= found["client"] == width
     assert found["wide"] == []

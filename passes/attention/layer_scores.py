@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import onnx_ir as ir
 
 from ..graph import op_name, scalar
-from .between import is_learned, softmaxes
+from .between import is_learned
 
 __all__ = ["layer_scored", "note_on"]
 
@@ -21,13 +22,17 @@ _STEPS: Final = 8
 _NAMED: Final = 4
 
 
-def layer_scored(graph: ir.Graph) -> list[ir.Node]:
+def layer_scored(graph: ir.Graph, attending: Sequence[ir.Node]) -> list[ir.Node]:
     """Softmaxes that are no attention's by their outline, and weigh a computed tensor all the same.
 
     Routers choose by their weights, classifiers return them, and a mixture of learned numbers reads no input: none of
     these is meant.
+
+    Args:
+        graph: A model's graph.
+        attending: Its softmaxes that are an attention's.
     """
-    known = {id(node) for node in softmaxes(graph)}
+    known = {id(node) for node in attending}
     return [
         node
         for node in graph.all_nodes()

@@ -203,9 +203,10 @@ def record_unrecognised(engine: Engine) -> None:
     known = {s.name for s in engine.journal.sites}
     said = {d.at: d for rule in _RECOGNISING for d in engine.journal.declines if d.rule == rule}
     graph = engine.context.model.graph
-    unseen = [(n, said.get(str(n.name), _unseen(n))) for n in softmaxes(graph)]
-    unseen += [(n, _no_softmax(n)) for n in other_weights(graph)]
-    note = note_on(layer_scored(graph))
+    attending = list(softmaxes(graph))
+    unseen = [(n, said.get(str(n.name), _unseen(n))) for n in attending]
+    unseen += [(n, _no_softmax(n)) for n in other_weights(graph, attending)]
+    note = note_on(layer_scored(graph, attending))
     if note is not None:
         engine.journal.notes.append(note)
     for node, refusal in unseen:

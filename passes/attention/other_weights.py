@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import onnx_ir as ir
 
 from ..graph import dims, op_name, producer
-from .between import softmaxes, written_logits
+from .between import written_logits
 
 __all__ = ["other_weights"]
 
@@ -26,12 +26,14 @@ _OF_A_WEIGHT: Final = ("Transpose", "Cast", "Identity", "Reshape", "Unsqueeze", 
 _MOST: Final = 32
 
 
-def other_weights(graph: ir.Graph) -> Iterable[ir.Node]:
+def other_weights(graph: ir.Graph, attending: Sequence[ir.Node]) -> Iterable[ir.Node]:
     """The last function of the scores, of every product of computed tensors that weighs a computed tensor by it.
 
-    Softmaxes, also those written out, are not among them.
+    Args:
+        graph: A model's graph.
+        attending: Its softmaxes that are an attention's, also those written out: they are not among the functions.
     """
-    written = {id(v) for n in softmaxes(graph) if (v := written_logits(n)) is not None}
+    written = {id(v) for n in attending if (v := written_logits(n)) is not None}
     found: dict[int, ir.Node] = {}
     for node in graph.all_nodes():
         if op_name(node) not in _PRODUCTS or len(node.inputs) != 2 or not _computed(node):

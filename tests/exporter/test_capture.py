@@ -393,48 +393,6 @@ def test_a_cache_among_the_outputs_is_dropped_in_a_fresh_process() -> None:
     assert "DynamicCache" in done.stdout
 
 
-class RareFeature(torch.nn.Module):
-    """Branches on something that ordinary masks never show."""
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        y = x * mask[..., None]
-        if (mask > 1).any().item():
-            y = y * 5
-        return y
-
-
-class MaskBranch(torch.nn.Module):
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if (mask == 0).any():
-            return x * mask[..., None]
-        return x
-
-
-MASKED = {**AXES, "mask": AXES["x"]}
-
-
-def test_a_branch_that_never_differs_is_assumed_and_said() -> None:
-    captured = capture(_load(RareFeature(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))
-    assert [note for note in captured.notes if "(mask > 1).any()" in note and "gives False" in note]
-
-
-class MaskDoubles(torch.nn.Module):
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if (mask == 0).any():
-            return x * 2
-        return x
-
-
-def test_a_branch_that_only_saves_work_is_left_out() -> None:
-    captured = capture(_load(MaskBranch(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))
-    assert [note for note in captured.notes if "leaves the shortcuts out" in note]
-
-
-def test_a_branch_that_differs_for_other_masks_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="values of a tensor"):
-        capture(_load(MaskDoubles(), torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.int64), axes=MASKED))
-
-
 class Gathering(torch.nn.Module):
     """Passes on whatever it is called with, as wrappers around a model do."""
 

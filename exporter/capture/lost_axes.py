@@ -108,9 +108,10 @@ def _symbol_of(program: ExportedProgram, lost: LostAxis) -> str:
     environment = _environment(program)
     top, *rest = lost.input.split(".")
     keys = "".join(f"[{key}]" if key.isdigit() else f"['{key}']" for key in rest)
-    wanted = f"L['{top}']{keys}.size()[{lost.at}]"
+    # Arguments of ``*args`` have names of their own there: args_0.
+    wanted = {f"L['{name}']{of}.size()[{lost.at}]" for name, of in ((top, keys), ("_".join([top, *rest]), ""))}
     for symbol, sources in getattr(environment, "var_to_sources", {}).items():
-        if any(_name(source) == wanted for source in sources):
+        if any(_name(source) in wanted for source in sources):
             return str(symbol)
     return ""
 

@@ -148,7 +148,7 @@ def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs)
 
 
 def _in_sizes(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:
-    """Let ``int`` of a size be a size."""
+    """Let ``int`` of a size and ``len`` of a tensor be sizes."""
     programs = (_keeping(module, variant, outputs, whole=True) for variant in size_variants(examples))
     return next((program for program in programs if program is not None), None)
 

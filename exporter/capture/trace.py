@@ -58,7 +58,7 @@ def trace(
         outputs: Receives the names of the results.
         strict: Let torch read the bytecode of the model instead of running it.
         broadcast_at_one: Take a size that is 1 in the examples for 1, where broadcasting depends on it.
-        whole: Let ``int`` of a size be a size in the code of the model.
+        whole: Let ``int`` of a size and ``len`` of a tensor be sizes in the code of the model.
     """
     args, kwargs = examples.call()
     # Sizes 0 and 1 are then no reason to make an axis static: a batch of one stays a batch.

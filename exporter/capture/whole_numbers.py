@@ -3,7 +3,8 @@
 ``int(windows / (height * width / 7 / 7))``, the batch that windows were folded from, is how many window attentions
 are written. ``int`` of a size can only give a number, so the axis is fixed to the one in the examples; torch offers
 nothing in between. Here the code of the model finds an ``int`` of another kind under that name, which gives sizes
-back, and ``floor``, ``ceil`` and ``round`` give a size without division where that leaves no rest.
+back, and ``floor``, ``ceil`` and ``round`` give a size without division where that leaves no rest. ``len`` of a tensor
+is its first size by the same means.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class _Int(int, metaclass=_AnyInt):
     """What the model's code finds under the name ``int``."""
 
 
+def _len(value: Any, /) -> Any:
+    """What the model's code finds under the name ``len``: Python wants a number of ``Tensor.__len__``."""
+    return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else builtins.len(value)
+
+
+_NAMES: Final[dict[str, Any]] = {"int": _Int, "len": _len}
+
+
 @contextlib.contextmanager
 def numbers_of_sizes() -> Iterator[list[Any]]:
     """Collect the sizes that the model's code turns into numbers inside the block: the graph holds for these only.
@@ -94,18 +103,19 @@ def _is_foreign(name: str) -> bool:
 
 @contextlib.contextmanager
 def whole_numbers(module: torch.nn.Module) -> Iterator[None]:
-    """Let ``int`` and rounding of a size be a size in the code of a model, inside the block."""
+    """Let ``int`` and rounding of a size, and ``len`` of a tensor, be sizes in a model's code, inside the block."""
     before = {name: getattr(torch.SymFloat, name) for name in _ROUNDINGS}
-    files = [names for names in _namespaces(module) if "int" not in names]  # else the model has its own
+    # A name that a file has already is the model's own.
+    given = [(names, name) for names in _namespaces(module) for name in _NAMES if name not in names]
     try:
         for name, method in before.items():
             setattr(torch.SymFloat, name, _rounding(method))
-        for names in files:
-            names["int"] = _Int
+        for names, name in given:
+            names[name] = _NAMES[name]
         yield
     finally:
-        for names in files:
-            names.pop("int", None)
+        for names, name in given:
+            names.pop(name, None)
         for name, method in before.items():
             setattr(torch.SymFloat, name, method)
 

@@ -146,6 +146,18 @@ def test_a_lost_axis_is_an_error_with_its_line(module: torch.nn.Module, code: st
     assert caught.value.where is not None and "test_capture.py:" in caught.value.where
 
 
+class LoopingOverAny(torch.nn.Module):
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.stack([inputs[0][:, step] * step for step in range(inputs[0].shape[1])], 1)
+
+
+def test_a_lost_axis_of_an_argument_without_a_name_has_its_line() -> None:
+    axes = {"inputs": ({0: "batch", 1: "sequence"},)}
+    with pytest.raises(UnsupportedError, match="of input 'inputs\\.0' is fixed to 5") as caught:
+        capture(_load(LoopingOverAny(), torch.randn(3, 5, 8), axes=axes))
+    assert "for step in range" in caught.value.message
+
+
 class Casting(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(-1, int(x.shape[1]) * 8) * float(x.shape[1])

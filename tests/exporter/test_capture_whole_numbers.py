@@ -104,13 +104,31 @@ def test_attention_in_windows_is_fused_for_every_batch(tmp_path: Path) -> None:
     assert result.report.verdict == "pass"
 
 
+class Counted(torch.nn.Module):
+    """Takes ``len`` of a tensor for its batch, behind arguments that torch's other way of tracing does not take."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        x, y = inputs
+        assert len(inputs) == 2
+        return (x + y).reshape(len(x) * 2, -1).reshape(len(y), -1)
+
+
+def test_len_of_a_tensor_is_its_first_size() -> None:
+    x = torch.randn(3, 4, 8)
+    loaded = Loaded(Counted().eval(), "module", "m", (x, x), {}, {"inputs": ({0: Dim("batch")}, {0: Dim("batch")})})
+    captured = capture(loaded)
+    assert captured.dynamic_axes == {"inputs.0": {0: "batch"}, "inputs.1": {0: "batch"}}
+    assert check_dynamic(loaded, captured) == ()
+
+
 def test_the_code_of_the_model_gets_its_int_back() -> None:
     names = globals()
     floor = torch.SymFloat.__floor__
     with pytest.raises(RuntimeError), whole_numbers(Windowed(by_int)):
         assert names["int"] is not builtins.int
         assert isinstance(3, int) and not isinstance(3.0, int) and issubclass(bool, int)
+        assert names["len"] is not builtins.len and len(torch.zeros(3, 2)) == 3 and len("four") == 4
         assert int("7") == 7 and int(2.5) == 2 and int("11", 2) == 3
         raise RuntimeError
-    assert "int" not in names
+    assert "int" not in names and "len" not in names
     assert torch.SymFloat.__floor__ is floor

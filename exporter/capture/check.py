@@ -128,11 +128,12 @@ def _cuts(program: ExportedProgram, examples: Examples) -> dict[str, int]:
 
 
 def _axis_symbols(program: ExportedProgram, examples: Examples) -> dict[sympy.Symbol, str]:
+    """torch's symbols of the named axes that have a size of their own."""
     return {
         size.node.expr: axis.name
         for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
         for at, axis in leaf.axes.items()
-        if axis.name and isinstance(size := value.shape[at], torch.SymInt)
+        if axis.name and not axis.summed and isinstance(size := value.shape[at], torch.SymInt)
     }
 
 

@@ -150,6 +150,24 @@ def test_blocks_beyond_declared_bounds_are_not_tried() -> None:
     assert check_dynamic(loaded, capture(loaded)) == ()
 
 
+class Windowed(torch.nn.Module):
+    """Looks at the last keys of a cache and the new ones alone, as sliding windows over a cache do."""
+
+    def forward(self, x: torch.Tensor, past: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (torch.cat([past, x], 1) * mask[..., None])[:, -3:].sum(1) + mask[:, :7].sum(1, keepdim=True)
+
+
+def test_an_axis_that_is_a_sum_of_others_follows_them() -> None:
+    axes = {
+        "x": {0: "batch", 1: "length"},
+        "past": {0: "batch", 1: "before"},
+        "mask": {0: "batch", 1: "before + length"},
+    }
+    inputs = torch.randn(2, 4, 6), torch.randn(2, 5, 6), torch.ones(2, 9)
+    loaded = _load(Windowed(), *inputs, axes=axes)
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
 class FirstTokens(torch.nn.Module):
     """Cuts the axis at a number that means a number."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,13 +14,14 @@ from torch.export import ExportedProgram
 from ...runtime.errors import UnsupportedError
 from ..loaded import Loaded
 from ..source_map import Frame
+from .baked import baked_line
 from .captured import Captured
 from .inputs import Examples, examples_of
 from .outputs import flatten_outputs
 from .quiet import quiet
-from .replay import ASSERTIONS, Replay, difference, line_of
+from .replay import Replay, difference
 from .sizes import lowest_size, unused_size
-from .trace import quiet_run, trace, user_tensors
+from .trace import quiet_run, user_tensors
 
 __all__ = ["check_dynamic"]
 
@@ -172,11 +172,13 @@ def _compare(loaded: Loaded, captured: Captured, runner: Replay, examples: Examp
     try:
         found = runner.outputs(examples)
     except Exception as error:  # whatever the baked-in size leads to
+        failed_at = runner.frame()
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise _error(loaded, examples, f"it fails ({reason[0][:160]})", runner.frame()) from error
+        frame = baked_line(loaded, captured.program, examples) or failed_at
+        raise _error(loaded, examples, f"it fails ({reason[0][:160]})", frame) from error
     differs = difference(expected, found, captured.output_names)
     if differs:
-        raise _error(loaded, examples, differs, _baked_line(loaded, captured, examples))
+        raise _error(loaded, examples, differs, baked_line(loaded, captured.program, examples))
     return True
 
 
@@ -188,48 +190,3 @@ def _error(loaded: Loaded, examples: Examples, finding: str, frame: Frame | None
         hint=_HINT,
         where=frame.where if frame else None,
     )
-
-
-def _baked_line(loaded: Loaded, captured: Captured, examples: Examples) -> Frame | None:
-    """The first line whose nodes differ between the program and a trace at the failing sizes."""
-    if loaded.kind != "module":
-        return None
-    try:
-        other = trace(loaded.module, examples)
-    except Exception:  # then the line stays unnamed
-        return None
-    for signature in (_signature, _arguments):
-        seen: set[Frame | None] = set()
-        first, second = (_lines(program, signature) for program in (captured.program, other))
-        for one, two in itertools.zip_longest(first, second):
-            if one is not None and two is not None and one[0] == two[0]:
-                seen.add(line_of(one[1]))
-                continue
-            lines = [line_of(found[1]) for found in (one, two) if found is not None]
-            # Where one trace goes on and the other goes round a loop again, the loop is what depends on the size.
-            return next((line for line in lines if line and line in seen), lines[0])
-    return None
-
-
-def _lines(program: ExportedProgram, signature: Callable[[torch.fx.Node], str]) -> list[tuple[str, torch.fx.Node]]:
-    """Each computing node with its signature."""
-    return [
-        (signature(node), node)
-        for node in program.graph.nodes
-        if node.op == "call_function" and not _is_bookkeeping(node)
-    ]
-
-
-def _is_bookkeeping(node: torch.fx.Node) -> bool:
-    return node.target in ASSERTIONS or not isinstance(node.target, torch._ops.OpOverload)
-
-
-def _signature(node: torch.fx.Node) -> str:
-    """Operator and constant arguments of a node; of an attention neither: a single query needs no causal mask."""
-    return "attention" if "attention" in str(node.target) else _arguments(node)
-
-
-def _arguments(node: torch.fx.Node) -> str:
-    """Operator and constant arguments of a node, names of other nodes left out."""
-    constants = torch.fx.node.map_arg((node.args, node.kwargs), lambda _: "node")
-    return f"{str(node.target).split('.')[-2:]} {constants}"

@@ -140,8 +140,69 @@ def test_a_loop_over_blocks_is_found_with_its_line() -> None:
     captured = capture(loaded)
     with pytest.raises(UnsupportedError, match="sequence=9") as caught:
         check_dynamic(loaded, captured)
-    assert "state = state + block.sum" in caught.value.message
+    assert "block = x[:, at * 4" in caught.value.message
     assert "a loop over blocks is unrolled" in (caught.value.hint or "")
+
+
+class CutLoop(torch.nn.Module):
+    """Goes over blocks of 4 and lays the result out by the size: what fails is the last line, not the loop."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        done = []
+        for at in range((x.shape[1] + 3) // 4):
+            block = x[:, at * 4 : (at + 1) * 4]
+            done.append(block.cumsum(1))
+        return torch.cat(done, 1).reshape(x.shape[0], x.shape[1], 2, -1)
+
+
+def test_the_loop_is_named_where_a_later_line_fails() -> None:
+    loaded = _load(CutLoop(), torch.randn(2, 6, 8))
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="it fails") as caught:
+        check_dynamic(loaded, captured)
+    assert "block = x[:, at * 4 : (at + 1) * 4]" in caught.value.message
+
+
+class CausalAfterMask(torch.nn.Module):
+    """Makes a mask that a single query does without, and attends causally to a memory unless there is one query."""
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        blank = None
+        if x.shape[1] > 1:
+            blank = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        x = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=blank)
+        causal = bool(x.shape[1] > 1)
+        return torch.nn.functional.scaled_dot_product_attention(x, memory, memory, is_causal=causal)
+
+
+def test_a_mask_that_changes_nothing_is_not_named() -> None:
+    axes = {"x": {0: "batch", 1: "sequence"}, "memory": {0: "batch"}}
+    loaded = _load(CausalAfterMask(), torch.randn(3, 5, 8), torch.randn(3, 4, 8), axes=axes)
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError, match="sequence=1") as caught:
+        check_dynamic(loaded, captured)
+    assert "is_causal=causal" in caught.value.message
+
+
+class BranchBefore(torch.nn.Module):
+    """Takes a branch by the size; the lines after it are the same for all sizes, and are what differs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        if x.shape[1] > 4:
+            y = y * 3
+            y = y - 1
+        place = torch.arange(x.shape[1])[:, None]
+        return (y + place).tanh()
+
+
+@pytest.mark.parametrize("length", [3, 6])
+def test_the_branch_is_named_not_what_reads_it(length: int) -> None:
+    loaded = _load(BranchBefore(), torch.randn(2, length, 8) / 8)
+    captured = capture(loaded)
+    with pytest.raises(UnsupportedError) as caught:
+        check_dynamic(loaded, captured)
+    assert "y = y * 3" in caught.value.message
 
 
 def test_blocks_beyond_declared_bounds_are_not_tried() -> None:

@@ -22,7 +22,7 @@ from .convolution import convolution_table
 from .filled import filled_under_masks
 from .foreign_ops import open_custom_ops, untranslated_error
 from .grouped_matmul import grouped_matmul_table
-from .names import name_axes, name_inputs, name_outputs
+from .names import name_apart, name_axes, name_inputs, name_outputs
 from .origins import replace_metadata
 from .overwrite import overwrite_table
 from .recurrence import translate_linear_attention
@@ -66,6 +66,7 @@ def translate(captured: Captured, *, opset: int) -> Translated:
         model = _convert(captured, opset)
     finish_splits(model)
     replace_metadata(model)
+    name_apart(model)
     name_inputs(model, captured.input_names)
     name_outputs(model, captured.output_names)
     name_axes(model, captured.axis_names)

@@ -7,7 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-__all__ = ["name_axes", "name_inputs", "name_outputs"]
+__all__ = ["name_apart", "name_axes", "name_inputs", "name_outputs"]
+
+
+def name_apart(model: ir.Model) -> None:
+    """Give a value that has the name of another one a name of its own, in place.
+
+    torch names a tensor that a module keeps after the attribute (``self.mean``) and a result after the operator
+    (``x.mean()``), each without regard to the other.
+    """
+    values = _named_values(model)
+    taken: set[str] = {value.name for value in values if value.name}
+    seen: set[str] = set()
+    for value in values:
+        if value.name in seen:
+            value.name = _fresh(value.name, taken)
+        seen.add(value.name or "")
 
 
 def name_inputs(model: ir.Model, names: Sequence[str]) -> None:

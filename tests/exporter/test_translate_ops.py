@@ -37,6 +37,24 @@ def _run(translated: Translated, *args: torch.Tensor) -> list[np.ndarray]:
     return session.run(None, {name: value.numpy() for name, value in zip(names, args, strict=True)})
 
 
+class Centred(torch.nn.Module):
+    """Keeps a tensor under the name that torch gives to a result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.randn(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) * x.mean(1, keepdim=True)
+
+
+def test_a_kept_tensor_may_have_the_name_of_a_result() -> None:
+    module = Centred()
+    translated = _translated(module, torch.randn(2, 5, 8))
+    x = torch.randn(3, 4, 8)
+    np.testing.assert_allclose(_run(translated, x)[0], module(x), rtol=1e-5, atol=1e-6)
+
+
 class Chunked(torch.nn.Module):
     """Overlapping windows over a transposed tensor, read by its memory."""
 

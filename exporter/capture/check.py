@@ -17,10 +17,11 @@ from ..source_map import Frame
 from .baked import baked_line
 from .captured import Captured
 from .inputs import Examples, examples_of
+from .lost_axes import fixed_axes
 from .outputs import flatten_outputs
 from .quiet import quiet
 from .replay import Replay, difference
-from .sizes import lowest_size, unused_size
+from .sizes import lowest_size, sizes_made, unused_size
 from .trace import quiet_run, user_tensors
 
 __all__ = ["check_dynamic"]
@@ -45,11 +46,12 @@ _HINT: Final = (
 def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     """Check that a captured program means the same as its model at sizes it was not traced at.
 
-    Every dynamic axis is tried at another size and, within its declared bounds, at size 1; where the model
-    divides an axis into blocks, it is also tried at whole ones, because padding to them is a branch of its own, and
-    where the program cuts an axis at numbers, beyond the last of them, because a loop over blocks was unrolled for as
-    many as the examples have. Sizes that the model itself refuses are left out. Costs two runs of the model and of the
-    program on small inputs, and one for each axis, block and cut.
+    Every dynamic axis is tried at another size, at the given one where the trace was at others, and, within its
+    declared bounds, at size 1; where the model divides an axis into blocks, it is also tried at whole ones, because
+    padding to them is a branch of its own, and where the program cuts an axis at numbers, beyond the last of them,
+    because a loop over blocks was unrolled for as many as the examples have. Sizes that the model itself refuses are
+    left out. Costs two or three runs of the model and of the program on small inputs, and one for each axis, block and
+    cut.
 
     Args:
         loaded: What was captured.
@@ -86,14 +88,16 @@ def _named(examples: Examples, captured: Captured) -> Examples:
 
 def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
     given = examples.sizes()
-    if not given or any(axis.derived for _, _, axis in examples.dynamic()):
+    if not given:
         return
-    taken = set(given.values())
+    taken = set().union(*(sizes_made(examples, name, size) for name, size in given.items()))
     other: dict[str, int] = {}
     for name, size in given.items():
         other[name] = unused_size(examples, name, size, taken)
-        taken.add(other[name])
+        taken |= sizes_made(examples, name, other[name])
     yield examples.resized(other)
+    if _traced_elsewhere(captured.program, examples):  # a branch may be taken at the given sizes alone
+        yield examples
     lowest = {name: lowest_size(examples, name) for name in given}
     if lowest != given:
         yield examples.resized(lowest)
@@ -104,6 +108,15 @@ def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
     for name, cut in _cuts(captured.program, examples).items():
         if cut >= max(given[name], other[name]) and cut < _highest_size(examples, name):
             yield examples.resized({**given, name: cut + 1})
+
+
+def _traced_elsewhere(program: ExportedProgram, examples: Examples) -> bool:
+    """Whether a program was traced at other sizes than those of the examples."""
+    return any(
+        isinstance(size := value.shape[at], torch.SymInt) and size.node.hint != leaf.value.shape[at]
+        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
+        for at in leaf.axes
+    )
 
 
 def _divided(program: ExportedProgram, examples: Examples) -> list[tuple[str, int]]:
@@ -133,7 +146,7 @@ def _axis_symbols(program: ExportedProgram, examples: Examples) -> dict[sympy.Sy
         size.node.expr: axis.name
         for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
         for at, axis in leaf.axes.items()
-        if axis.name and not axis.summed and isinstance(size := value.shape[at], torch.SymInt)
+        if axis.name and axis.name == axis.key and not axis.summed and isinstance(size := value.shape[at], torch.SymInt)
     }
 
 
@@ -151,7 +164,7 @@ def _whole_blocks(examples: Examples, name: str, block: int) -> int | None:
 
 
 def _highest_size(examples: Examples, name: str) -> float:
-    return min((axis.high for _, _, axis in examples.dynamic() if axis.name == name and axis.high), default=math.inf)
+    return min((axis.high for _, _, axis in examples.dynamic() if axis.key == name and axis.high), default=math.inf)
 
 
 def _symbolic(value: object) -> list[torch.SymInt]:
@@ -178,7 +191,9 @@ def _compare(loaded: Loaded, captured: Captured, runner: Replay, examples: Examp
         raise _error(loaded, examples, f"it fails ({reason[0][:160]})", frame) from error
     differs = difference(expected, found, captured.output_names)
     if differs:
-        raise _error(loaded, examples, differs, baked_line(loaded, captured.program, examples))
+        given = examples.sizes() == _named(examples_of(loaded), captured).sizes()
+        frame = (_fixing_line(loaded, examples) if given else None) or baked_line(loaded, captured.program, examples)
+        raise _error(loaded, examples, differs, frame)
     return True
 
 
@@ -190,3 +205,8 @@ def _error(loaded: Loaded, examples: Examples, finding: str, frame: Frame | None
         hint=_HINT,
         where=frame.where if frame else None,
     )
+
+
+def _fixing_line(loaded: Loaded, examples: Examples) -> Frame | None:
+    """The line that fixes an axis where the model is traced at these sizes: a comparison with a size it keeps."""
+    return next((lost.frame for lost in fixed_axes(loaded.module, examples) if lost.frame), None)

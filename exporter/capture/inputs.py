@@ -24,9 +24,10 @@ class Axis:
 
     Attributes:
         name: The declared name, or "" for an unnamed hint (``Dim.DYNAMIC``).
-        low, high: Declared bounds, None where there are none.
+        low, high: Declared bounds, None where there are none; of a derived axis those of its root.
         automatic: Declared as ``Dim.AUTO``: torch may make it static without it being an error.
-        derived: Declared as an expression of another axis (``2 * Dim("n")``).
+        root: The axis that it is declared as an expression of ("n" for ``2 * Dim("n") + 1``), else "".
+        factor, offset: That expression.
         summed: Declared as text that is arithmetic of other names (``"past + seq"``): its size follows theirs.
     """
 
@@ -34,13 +35,29 @@ class Axis:
     low: int | None = None
     high: int | None = None
     automatic: bool = False
-    derived: bool = False
+    root: str = ""
+    factor: int = 1
+    offset: int = 0
     summed: bool = False
+
+    @property
+    def derived(self) -> bool:
+        """Whether the axis is declared as an expression of another one."""
+        return bool(self.root)
+
+    @property
+    def key(self) -> str:
+        """The name whose size says the size of this axis."""
+        return self.root or self.name
+
+    def size_at(self, size: int) -> int:
+        """The size of the axis where the axis :attr:`key` has this one."""
+        return self.factor * size + self.offset
 
     def hint(self) -> Any:
         """What torch.export is told: bounds kept, relations between axes left for it to find."""
         kind = Dim.AUTO if self.automatic else Dim.DYNAMIC
-        return kind if self.low is None and self.high is None else kind(min=self.low, max=self.high)
+        return kind if self.derived or (self.low is None and self.high is None) else kind(min=self.low, max=self.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +115,18 @@ class Examples:
         return {axis: leaf.axes[axis].hint() if axis in leaf.axes else None for axis in range(leaf.value.dim())}
 
     def sizes(self) -> dict[str, int]:
-        """Size of each named dynamic axis in the examples, in order of first appearance; sums are left out."""
-        return {axis.name: leaf.value.shape[at] for leaf, at, axis in self.dynamic() if axis.name and not axis.summed}
+        """Size of each named dynamic axis in the examples, in order of first appearance; sums are left out.
+
+        An axis that is derived from another counts as that one: ``8 * Dim("n")`` of size 24 is n = 3.
+        """
+        sizes: dict[str, int] = {}
+        for leaf, at, axis in self.dynamic():
+            size = leaf.value.shape[at]
+            if axis.derived:
+                sizes.setdefault(axis.root, (size - axis.offset) // axis.factor)
+            elif axis.name and not axis.summed:
+                sizes[axis.name] = size
+        return sizes
 
     def dynamic(self) -> Iterator[tuple[ExampleInput, int, Axis]]:
         """Every declared dynamic axis as (input, axis number, declaration)."""
@@ -117,7 +144,9 @@ class Examples:
     def _resize(leaf: ExampleInput, sizes: Mapping[str, int]) -> ExampleInput:
         value = leaf.value
         for at, axis in sorted(leaf.axes.items()):
-            size = evaluate(axis.name, sizes) if axis.summed else sizes.get(axis.name, value.shape[at])
+            size = evaluate(axis.name, sizes) if axis.summed else value.shape[at]
+            if not axis.summed and axis.key in sizes:
+                size = axis.size_at(sizes[axis.key])
             if size != value.shape[at] and value.shape[at] > 0:
                 value = value.index_select(at, torch.arange(size) % value.shape[at])
         return dataclasses.replace(leaf, value=value)
@@ -276,11 +305,14 @@ def _axis(dim: Any) -> Axis | None:
     kind = getattr(getattr(dim, "type", None), "name", None)
     if kind is not None:
         return None if kind == "STATIC" else Axis("", dim.min, dim.max, automatic=kind == "AUTO")
-    derived = hasattr(dim, "root")
-    low, high = getattr(dim, "min", None), getattr(dim, "max", None)
-    bounded = isinstance(high, int) and not derived
-    low = low if isinstance(low, int) and low > 0 and not derived else None
-    return Axis(str(dim.__name__), low, high if bounded else None, derived=derived)
+    root = getattr(dim, "root", None)
+    low, high = getattr(root or dim, "min", None), getattr(root or dim, "max", None)
+    low = low if isinstance(low, int) and low > 0 else None
+    axis = Axis(str(dim.__name__), low, high if isinstance(high, int) else None)
+    if root is None:
+        return axis
+    offset = int(dim.fn(0))  # torch takes linear expressions only
+    return dataclasses.replace(axis, root=str(root.__name__), factor=int(dim.fn(1)) - offset, offset=offset)
 
 
 def _check_sums(examples: Examples) -> None:
@@ -296,9 +328,22 @@ def _check_sums(examples: Examples) -> None:
             )
 
 
+def _check_derived(examples: Examples) -> None:
+    sizes = examples.sizes()
+    for leaf, at, axis in examples.dynamic():
+        size = leaf.value.shape[at]
+        if axis.derived and axis.size_at(sizes[axis.root]) != size:
+            raise InputError(
+                f"The axis '{axis.name}' is {size} in input '{leaf.name}', which '{axis.root}' = {sizes[axis.root]} "
+                "does not make.",
+                hint="Give example inputs whose sizes agree with the declared expression.",
+            )
+
+
 def _check_sizes(examples: Examples) -> None:
     seen: dict[str, tuple[str, int, int]] = {}
     _check_sums(examples)
+    _check_derived(examples)
     for leaf, at, axis in examples.dynamic():
         size = leaf.value.shape[at]
         first = seen.setdefault(axis.name, (leaf.name, at, size)) if axis.name else ("", 0, size)

@@ -17,7 +17,7 @@ from ..source_map import Frame
 from .inputs import Axis, Examples
 from .trace import fixed_size, trace, user_tensors
 
-__all__ = ["LostAxis", "lost_axes", "lost_axes_error", "merged_axes"]
+__all__ = ["LostAxis", "fixed_axes", "lost_axes", "lost_axes_error", "merged_axes"]
 
 _HINT: Final = (
     "Let that line use the size as it comes (x.shape[1], not int(x.shape[1]) and no Python loop over it), "
@@ -75,19 +75,23 @@ def merged_axes(program: ExportedProgram, examples: Examples) -> list[tuple[str,
     return pairs
 
 
-def lost_axes_error(module: torch.nn.Module, examples: Examples, name: str) -> UnsupportedError | None:
-    """Trace once more with torch free to fix axes, and report those it fixed; None when that trace fails too."""
-    relaxed = _relaxed(examples)
+def fixed_axes(module: torch.nn.Module, examples: Examples) -> list[LostAxis]:
+    """The axes that torch fixes where it is free to, each with its line; none when that trace fails too."""
     culprits: dict[str, Frame] = {}
     try:
         with _recorded(culprits):
-            program = trace(module, relaxed)
-    except Exception:  # the caller reports the first failure
-        return None
-    lost = [
+            program = trace(module, _relaxed(examples))
+    except Exception:  # the caller has another failure to report
+        return []
+    return [
         dataclasses.replace(axis, frame=culprits.get(_symbol_of(program, axis)))
         for axis in lost_axes(program, examples)
     ]
+
+
+def lost_axes_error(module: torch.nn.Module, examples: Examples, name: str) -> UnsupportedError | None:
+    """Trace once more with torch free to fix axes, and report those it fixed; None when there are none."""
+    lost = fixed_axes(module, examples)
     if not lost:
         return None
     where = next((axis.frame.where for axis in lost if axis.frame), None)

@@ -198,7 +198,7 @@ def _fixed_notes(program: ExportedProgram, examples: Examples) -> tuple[str, ...
 
 def _limit_notes(program: ExportedProgram, examples: Examples, names: dict[str, str]) -> tuple[str, ...]:
     """Upper bounds that nobody declared: beyond them the model's code takes a branch the trace did not see."""
-    declared = {axis.name: axis.high for _, _, axis in examples.dynamic() if axis.high is not None}
+    declared = {axis.name: axis.high for _, _, axis in examples.dynamic() if axis.high and not axis.derived}
     notes = []
     for symbol, bounds in program.range_constraints.items():
         name = names.get(str(symbol))

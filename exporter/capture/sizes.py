@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .inputs import Examples
+from .inputs import Axis, Examples
 
-__all__ = ["lowest_size", "size_variants", "unused_size"]
+__all__ = ["lowest_size", "size_variants", "sizes_made", "unused_size"]
 
 
 def size_variants(examples: Examples) -> Iterator[Examples]:
@@ -17,18 +17,20 @@ def size_variants(examples: Examples) -> Iterator[Examples]:
     those), and then sizes that all differ from the given ones.
     """
     given = examples.sizes()
-    if not given or any(axis.derived for _, _, axis in examples.dynamic()):
+    if not given:
         yield examples
         return
     distinct = _distinct(examples, given)
     if distinct != given:
         yield examples.resized(distinct)
     yield examples
-    taken = {*given.values(), *distinct.values()}
+    taken = set().union(
+        *(sizes_made(examples, name, size) for made in (given, distinct) for name, size in made.items())
+    )
     shifted: dict[str, int] = {}
     for name, size in distinct.items():
         shifted[name] = unused_size(examples, name, size, taken)
-        taken.add(shifted[name])
+        taken |= sizes_made(examples, name, shifted[name])
     yield examples.resized(shifted)
 
 
@@ -36,8 +38,9 @@ def _distinct(examples: Examples, given: dict[str, int]) -> dict[str, int]:
     taken = _fixed_sizes(examples)
     chosen: dict[str, int] = {}
     for name, size in given.items():
-        chosen[name] = size if size > 1 and size not in taken else unused_size(examples, name, size, taken)
-        taken.add(chosen[name])
+        made = sizes_made(examples, name, size)
+        chosen[name] = size if _is_apart(made, taken) else unused_size(examples, name, size, taken)
+        taken |= sizes_made(examples, name, chosen[name])
     return chosen
 
 
@@ -50,18 +53,35 @@ def _fixed_sizes(examples: Examples) -> set[int]:
     }
 
 
+def sizes_made(examples: Examples, name: str, size: int) -> set[int]:
+    """The sizes of the axes that a name stands for, or that are derived from it, where it has this size."""
+    return {axis.size_at(size) for axis in _axes_of(examples, name)}
+
+
 def unused_size(examples: Examples, name: str, near: int, taken: set[int]) -> int:
-    """The size next above ``near`` (next below, where the declared maximum ends) that is at least 2 and not taken.
+    """The size next above ``near`` (next below, where the declared maximum ends) that makes sizes of at least 2 that
+    are not taken.
 
     Returns ``near`` itself when the declared bounds leave nothing else.
     """
-    bounds = [axis for _, _, axis in examples.dynamic() if axis.name == name]
-    low = max([2, *(axis.low for axis in bounds if axis.low is not None)])
+    bounds = _axes_of(examples, name)
+    low = max([1, *(axis.low for axis in bounds if axis.low is not None)])
     high = min([near + len(taken) + 64, *(axis.high for axis in bounds if axis.high is not None)])
     candidates = [*range(max(near + 1, low), high + 1), *range(min(near, high), low - 1, -1)]
-    return next((size for size in candidates if size not in taken), near)
+    return next((size for size in candidates if _is_apart(sizes_made(examples, name, size), taken)), near)
 
 
 def lowest_size(examples: Examples, name: str) -> int:
     """The smallest size that an axis is declared to take, 1 where nothing is declared."""
-    return max([1, *(axis.low or 1 for _, _, axis in examples.dynamic() if axis.name == name)])
+    low = max([1, *(axis.low or 1 for axis in _axes_of(examples, name))])
+    while min(sizes_made(examples, name, low), default=1) < 1:  # n - 1 of n = 1
+        low += 1
+    return low
+
+
+def _is_apart(made: set[int], taken: set[int]) -> bool:
+    return min(made) > 1 and not made & taken
+
+
+def _axes_of(examples: Examples, name: str) -> list[Axis]:
+    return [axis for _, _, axis in examples.dynamic() if axis.key == name]

@@ -11,7 +11,7 @@ from deployml.exporter.capture import capture, check_dynamic
 from deployml.exporter.capture.inputs import examples_of
 from deployml.exporter.capture.replay import Replay
 from deployml.exporter.loaded import Loaded
-from deployml.runtime.errors import UnsupportedError
+from deployml.runtime.errors import InputError, UnsupportedError
 
 AXES = {"x": {0: "batch", 1: "sequence"}}
 
@@ -241,3 +241,65 @@ def test_a_cut_that_holds_beyond_it_is_none() -> None:
     captured = capture(loaded)
     assert captured.dynamic_axes == AXES
     assert check_dynamic(loaded, captured) == ()
+
+
+class Specially(torch.nn.Module):
+    """Takes a way of its own at one size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:3] == (8, 8):
+            return x
+        return x * 2
+
+
+ROWS, COLUMNS = torch.export.Dim("rows"), torch.export.Dim("columns")
+WAYS = [
+    pytest.param({1: ROWS, 2: COLUMNS}, "rows=8, columns=8", id="named"),
+    pytest.param({1: 4 * ROWS, 2: 4 * COLUMNS}, "rows=2, columns=2", id="derived"),
+]
+
+
+@pytest.mark.parametrize(("axes", "sizes"), WAYS)
+def test_a_branch_at_the_given_sizes_alone_is_found_with_its_line(axes: dict[int, Any], sizes: str) -> None:
+    loaded = _load(Specially(), torch.randn(2, 8, 8, 3), axes=(axes,))
+    with pytest.raises(UnsupportedError, match=sizes) as caught:
+        check_dynamic(loaded, capture(loaded))
+    assert "if x.shape[1:3] == (8, 8)" in caught.value.message
+
+
+@pytest.mark.parametrize("axes", [{1: ROWS, 2: COLUMNS}, {1: 4 * ROWS, 2: 4 * COLUMNS}])
+def test_an_axis_that_the_given_size_fixes_is_traced_at_another(axes: dict[int, Any]) -> None:
+    loaded = _load(Specially(), torch.randn(2, 8, 12, 3), axes=(axes,))
+    captured = capture(loaded)
+    traced = Replay(captured.program).outputs(examples_of(loaded).resized({"rows": 3, "columns": 5}))
+    factor = 4 if axes[1] is not ROWS else 1
+    assert traced[0].shape == (2, 3 * factor, 5 * factor, 3)
+    assert check_dynamic(loaded, captured) == ()
+
+
+def test_an_axis_derived_from_another_is_checked() -> None:
+    loaded = _load(LongBranch(), torch.randn(3, 6, 8), axes=({1: 2 * torch.export.Dim("pairs")},))
+    with pytest.raises(UnsupportedError, match="pairs=1") as caught:
+        check_dynamic(loaded, capture(loaded))
+    assert "y = y * 3" in caught.value.message
+
+
+def test_a_derived_axis_keeps_to_the_bounds_of_its_root() -> None:
+    pairs = torch.export.Dim("pairs", min=3, max=5)
+    loaded = _load(LongBranch(), torch.randn(3, 6, 8), axes=({1: 2 * pairs},))
+    assert check_dynamic(loaded, capture(loaded)) == ()
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_size_that_its_expression_does_not_make_is_refused(size: int) -> None:
+    pairs = torch.export.Dim("pairs")
+    loaded = Loaded(
+        Sum().eval(), "module", "Sum", (torch.randn(3, 2), torch.randn(size, 2)), {}, ({0: pairs}, {0: 2 * pairs})
+    )
+    with pytest.raises(InputError, match=rf"'2\*pairs' is {size} in input 'y'"):
+        examples_of(loaded)
+
+
+class Sum(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x, x)) + y

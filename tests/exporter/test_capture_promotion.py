@@ -24,6 +24,9 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "float-minus-float": lambda m: 1.0 - m.float(),
     "einsum-of-int-and-float": lambda m: torch.einsum("bi,j->bij", m, torch.tensor([0.5, 0.25])),
     "einsum-of-int-and-half": lambda m: torch.einsum("bi,bj->bij", m.half(), m),
+    "arange-from-a-float": lambda m: m * torch.arange(0.0, m.shape[1]),
+    "arange-by-a-float": lambda m: m * torch.arange(m.shape[1], 0, -1.0),
+    "arange-of-integers": lambda m: m * torch.arange(1, m.shape[1] + 1),
     "einsum-of-one-tensor-twice": lambda m: torch.einsum("bi,bi->b", m, m),
 }
 

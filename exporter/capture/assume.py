@@ -2,16 +2,17 @@
 
 Some models ask a tensor whether a rare feature is in use (Longformer: is any position global?) and branch on the
 answer. A graph cannot branch so. When the answer is the same on the examples and on varied inputs (other sizes,
-other values, other masks), the model is traced with that answer, and the assumption is reported. When it ever
-differs, the model is refused.
+other values, other masks, ids with the numbers that the model looks for), the model is traced with that answer, and
+the assumption is reported. When it ever differs, the model is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -24,11 +25,17 @@ from .outputs import Outputs
 from .sizes import size_variants
 from .trace import quiet_run, trace
 
-__all__ = ["Decision", "constant_answers", "reading_frame", "trace_assuming", "varied"]
+__all__ = ["Decision", "constant_answers", "looked_for", "reading_frame", "trace_assuming", "varied"]
 
 #: How many varied inputs must give the same answers, and how many are tried.
 _NEEDED: Final = 4
 _TRIED: Final = 10
+
+#: How many numbers that a model looks for among its ids are put there.
+_LOOKED_FOR: Final = 3
+_EQUALITIES: Final = frozenset(
+    {torch.eq, torch.ne, torch.Tensor.eq, torch.Tensor.ne, torch.Tensor.__eq__, torch.Tensor.__ne__}
+)
 
 _ROUNDING: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "floor": lambda a, b: a // b,
@@ -47,8 +54,9 @@ class Decision:
     def note(self) -> str:
         """The assumption as a sentence."""
         return (
-            f"The graph assumes that `{self.frame.code}` ({self.frame.where}) gives {self.value}, as it did for the "
-            "example and every varied input tried; inputs for which it would not are computed wrongly."
+            f"The graph assumes that the tensor whose truth `{self.frame.code}` ({self.frame.where}) asks for gives "
+            f"{self.value}, as it did for the example and every varied input tried; inputs for which it would not are "
+            "computed wrongly."
         )
 
 
@@ -79,6 +87,31 @@ class _Answers(TorchFunctionMode):
         return answer
 
 
+class _Comparisons(TorchFunctionMode):
+    """Watches what numbers integers are compared with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: dict[int, None] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _EQUALITIES and len(args) == 2 and type(args[1]) is int and _is_ids(args[0]):
+            self.numbers[args[1]] = None
+        return func(*args, **(kwargs or {}))
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64) and value.dim() > 0
+
+
+def looked_for(module: torch.nn.Module, examples: Examples) -> tuple[int, ...]:
+    """The first numbers that a model compares integers with: the id of padding, say, which examples seldom hold."""
+    watch = _Comparisons()
+    with contextlib.suppress(Exception), watch:
+        quiet_run(module, examples)
+    return tuple(watch.numbers)[:_LOOKED_FOR]
+
+
 def reading_frame() -> Frame | None:
     """The line of the model's own code that asks for a tensor's value."""
     stack = [Frame(f.filename, f.lineno or 0, f.name) for f in traceback.extract_stack()]
@@ -88,14 +121,20 @@ def reading_frame() -> Frame | None:
 
 
 def trace_assuming(
-    module: torch.nn.Module, examples: Examples, outputs: Outputs
+    module: torch.nn.Module, examples: Examples, outputs: Outputs, numbers: Sequence[int] = ()
 ) -> tuple[ExportedProgram, tuple[Decision, ...]] | None:
     """Trace a module with its constant branches taken as given, or None when they are not constant.
+
+    Args:
+        module: The model.
+        examples: Inputs and declared axes.
+        outputs: Receives the names of the results.
+        numbers: What the model looks for among its ids; the branches must be constant also where it is found.
 
     Returns:
         The program and the assumptions it rests on, by line.
     """
-    answers = constant_answers(module, examples)
+    answers = constant_answers(module, examples, numbers)
     if answers is None:
         return None
     for variant in size_variants(examples):
@@ -105,11 +144,13 @@ def trace_assuming(
     return None
 
 
-def constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame, bool] | None:
+def constant_answers(
+    module: torch.nn.Module, examples: Examples, numbers: Sequence[int] = ()
+) -> dict[Frame, bool] | None:
     """The answers that never differed, by line. Tracing may do without the others; if it cannot, it fails there."""
     answers: dict[Frame, set[bool]] = {}
     agreed = 0
-    for inputs in (examples, *varied(examples)):
+    for inputs in (examples, *varied(examples, numbers)):
         watch = _Answers()
         try:
             with watch:
@@ -124,14 +165,28 @@ def constant_answers(module: torch.nn.Module, examples: Examples) -> dict[Frame,
     return {frame: values.pop() for frame, values in answers.items() if len(values) == 1}
 
 
-def varied(examples: Examples) -> Iterator[Examples]:
-    """Inputs of other sizes and contents than the examples."""
+def varied(examples: Examples, numbers: Sequence[int] = ()) -> Iterator[Examples]:
+    """Inputs of other sizes and contents than the examples, some with each of the numbers among the ids."""
     generator = torch.Generator().manual_seed(0)
     shapes = [*size_variants(examples), *_small(examples)]
     for turn in range(_TRIED):
         variant = shapes[turn % len(shapes)]
         leaves = tuple(_redrawn(leaf, generator, turn) for leaf in variant.leaves)
         yield Examples(leaves, variant.structure)
+    for variant, number in itertools.product(shapes[:2], numbers):
+        leaves = tuple(_holding(leaf, number, generator) for leaf in variant.leaves)
+        yield Examples(leaves, variant.structure)
+
+
+def _holding(leaf: ExampleInput, number: int, generator: torch.Generator) -> ExampleInput:
+    """Ids with a number among them, though not first: a row may need one real token."""
+    value = leaf.value
+    if not _is_ids(value) or value.numel() == 0 or int(value.max()) <= 1:
+        return leaf
+    places = torch.rand(value.shape, generator=generator) < 0.4
+    places[..., -1:] = True
+    places[..., :1] = False
+    return dataclasses.replace(leaf, value=value.masked_fill(places, number))
 
 
 def _small(examples: Examples) -> Iterator[Examples]:

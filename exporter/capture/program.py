@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from ..loaded import Loaded
-from .assume import Decision, trace_assuming
+from .assume import Decision, looked_for, trace_assuming
 from .captured import Captured
 from .chance import refuse_chance
 from .complex_layout import open_complex_layout
@@ -128,12 +128,25 @@ def _otherwise(
 ) -> tuple[ExportedProgram, tuple[Decision | LongWay, ...]] | None:
     """The ways that remain after the usual trace failed or lost an axis."""
     if failure is not None and is_data_dependent(failure):
-        return trace_assuming(module, examples, outputs) or trace_without_shortcuts(module, examples, outputs)
+        return _by_values(module, examples, outputs)
     if failure is None:
         return None
     program = _broadcasting(module, examples, outputs) or _in_sizes(module, examples, outputs)
     program = program or _strictly(module, examples, outputs)
     return None if program is None else (program, ())
+
+
+def _by_values(
+    module: torch.nn.Module, examples: Examples, outputs: Outputs
+) -> tuple[ExportedProgram, tuple[Decision | LongWay, ...]] | None:
+    """Round branches on values: with the numbers that the model looks for among its ids, else as if there were none."""
+    numbers = looked_for(module, examples)
+    for tried in (numbers, ()) if numbers else ((),):
+        found = trace_assuming(module, examples, outputs, tried)
+        found = found or trace_without_shortcuts(module, examples, outputs, tried)
+        if found is not None:
+            return found
+    return None
 
 
 def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:

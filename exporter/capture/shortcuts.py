@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -138,14 +138,20 @@ def _never_empty(tensor: Any) -> None:
 
 
 def trace_without_shortcuts(
-    module: torch.nn.Module, examples: Examples, outputs: Outputs
+    module: torch.nn.Module, examples: Examples, outputs: Outputs, numbers: Sequence[int] = ()
 ) -> tuple[ExportedProgram, tuple[Decision | LongWay, ...]] | None:
     """Trace a module the long way round its data-dependent shortcuts; None when no such program equals the model.
+
+    Args:
+        module: The model.
+        examples: Inputs and declared axes.
+        outputs: Receives the names of the results.
+        numbers: What the model looks for among its ids; the program must equal it also where it is found.
 
     Returns:
         The program, the conditions it takes as constant, and that it leaves shortcuts out.
     """
-    known = constant_answers(module, examples)
+    known = constant_answers(module, examples, numbers)
     if known is None:
         return None
     unused = 0  # positions at the end of a vector of hits that nothing can hit: the class of masked tokens
@@ -159,7 +165,7 @@ def trace_without_shortcuts(
                     unused = 1
                     with _LongWay(known, answer=answer, whole=whole, unused=unused):
                         program = trace(module, variant, outputs)
-                agreed = _agreed(module, program, examples)
+                agreed = _agreed(module, program, examples, numbers)
                 if agreed > _NEEDED:
                     constant = (Decision(frame, value) for frame, value in known.items())
                     return program, (*constant, LongWay(agreed))
@@ -167,10 +173,10 @@ def trace_without_shortcuts(
     return None
 
 
-def _agreed(module: torch.nn.Module, program: ExportedProgram, examples: Examples) -> int:
+def _agreed(module: torch.nn.Module, program: ExportedProgram, examples: Examples, numbers: Sequence[int]) -> int:
     """On how many inputs of different sizes and contents a program equals the module; 0 when it differs on one."""
     replay, agreed = Replay(program), 0
-    for inputs in (examples, *varied(examples)):
+    for inputs in (examples, *varied(examples, numbers)):
         try:
             expected = list(flatten_outputs(quiet_run(module, inputs))[0].values())
         except Exception:  # an input the model does not take says nothing

@@ -54,3 +54,42 @@ def test_a_branch_that_only_saves_work_is_left_out() -> None:
 def test_a_branch_that_differs_for_other_masks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="values of a tensor"):
         capture(_masked(MaskDoubles()))
+
+
+class PaddingOfIds(torch.nn.Module):
+    """Finds padding among its ids, and drops the mask where there is none, as fairseq's models do."""
+
+    def __init__(self, otherwise: float = 0.0) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(20, 8)
+        self.otherwise = otherwise
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        padding = ids.eq(1)
+        if not padding.any():
+            padding = None
+            x = x + self.otherwise
+        scores = x @ x.transpose(1, 2)
+        if padding is not None:
+            scores = scores.masked_fill(padding[:, None], -1e9)
+        return scores.softmax(-1) @ x
+
+
+def _ids(module: torch.nn.Module) -> Loaded:
+    ids = torch.arange(2, 17).reshape(3, 5)
+    return Loaded(module.eval(), "module", type(module).__name__, (ids,), {}, {"ids": AXES})
+
+
+def test_padding_that_the_example_lacks_is_looked_for() -> None:
+    module = PaddingOfIds()
+    captured = capture(_ids(module))
+    assert not [note for note in captured.notes if "assumes" in note]
+    ids = torch.tensor([[5, 7, 1, 1, 1, 1], [3, 4, 5, 6, 7, 8]])
+    found = captured.program.module()(ids)
+    torch.testing.assert_close(found[0] if isinstance(found, tuple) else found, module(ids))
+
+
+def test_a_branch_on_padding_that_means_something_stays_an_assumption() -> None:
+    captured = capture(_ids(PaddingOfIds(otherwise=1.0)))
+    assert [note for note in captured.notes if "if not padding.any()" in note and "gives False" in note]

@@ -73,7 +73,7 @@ def trace(
             idle_conversions(),
             long_products(),
             causal_bias_as_mask(),
-            causal_by_size(),
+            causal_by_size(module),
             named_arguments(module, args, kwargs),
             data_is_detached(),
             whole_numbers(module) if whole else contextlib.nullcontext(),

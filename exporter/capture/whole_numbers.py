@@ -20,7 +20,7 @@ from typing import Any, Final
 import sympy
 import torch
 
-__all__ = ["numbers_of_sizes", "whole_numbers"]
+__all__ = ["namespaces", "numbers_of_sizes", "whole_numbers"]
 
 #: Packages whose code works on numbers alone.
 _FOREIGN: Final = frozenset({"torch", "numpy", "deployml", *sys.stdlib_module_names}) - {"__main__"}
@@ -106,7 +106,7 @@ def whole_numbers(module: torch.nn.Module) -> Iterator[None]:
     """Let ``int`` and rounding of a size, and ``len`` of a tensor, be sizes in a model's code, inside the block."""
     before = {name: getattr(torch.SymFloat, name) for name in _ROUNDINGS}
     # A name that a file has already is the model's own.
-    given = [(names, name) for names in _namespaces(module) for name in _NAMES if name not in names]
+    given = [(names, name) for names in namespaces(module) for name in _NAMES if name not in names]
     try:
         for name, method in before.items():
             setattr(torch.SymFloat, name, _rounding(method))
@@ -128,7 +128,7 @@ def _rounding(before: Callable[..., Any]) -> Callable[..., Any]:
     return rounded
 
 
-def _namespaces(module: torch.nn.Module) -> list[dict[str, Any]]:
+def namespaces(module: torch.nn.Module) -> list[dict[str, Any]]:
     """The global names of the files that define a model: of its classes, of functions they know, of files beside."""
     waiting = sorted({base.__module__ for part in module.modules() for base in type(part).__mro__})
     found: dict[str, dict[str, Any]] = {}

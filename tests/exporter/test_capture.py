@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention as attend
 
 from deployml.exporter.capture import capture, check_dynamic
 from deployml.exporter.capture.inputs import examples_of
@@ -297,6 +298,21 @@ def test_a_causal_flag_may_be_a_condition_on_a_size(by_place: bool) -> None:
     x = torch.randn(2, 7, 8)
     (found,) = Replay(captured.program).outputs(examples_of(_load(CausalBySize(by_place), x)))
     torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True))
+
+
+class CausalBySizeImported(torch.nn.Module):
+    """Calls attention under a name of this file."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return attend(x, x, x, is_causal=x.shape[1] > 1)
+
+
+def test_a_causal_flag_may_be_a_condition_where_the_function_was_imported() -> None:
+    captured = capture(_load(CausalBySizeImported(), torch.randn(3, 5, 8)))
+    x = torch.randn(2, 7, 8)
+    (found,) = Replay(captured.program).outputs(examples_of(_load(CausalBySizeImported(), x)))
+    torch.testing.assert_close(found, attend(x, x, x, is_causal=True))
+    assert attend is torch.nn.functional.scaled_dot_product_attention
 
 
 def test_a_condition_on_a_size_where_a_bool_is_wanted_says_what_to_write() -> None:

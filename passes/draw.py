@@ -15,7 +15,7 @@ import onnx_ir as ir
 from .graph import constant
 from .notable import Ids, notable, takes_ids
 from .rule import Draw
-from .sizes import apply_ties, tied
+from .sizes import Dim, apply_ties, tied
 from .symbols import free_names, size_of
 
 __all__ = ["SIZES", "Plan", "bind", "can_be", "dims_of", "enlarged", "level_plans", "plans", "random_feeds"]
@@ -83,13 +83,19 @@ def plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node], constants: Itera
     sizes = [_long(values, numbers[-1] + 3)] if numbers else []
     sizes += [each for n in _telling(numbers) for each in _uneven(values, n + 3)]
     sizes += [each for n in (_SHORT, *_telling(numbers)) for each in _drifted(values, dims, n + 1)]
-    longer = (Plan(apply_ties(ties, each), _LENGTHS) for each in sizes)
+    longer = (Plan(_that_can_be(ties, each, dims), _LENGTHS) for each in sizes)
     cases.extend(plan for plan in longer if plan not in cases)
     ids = notable(values, nodes)
     if ids is not None:
         many = Plan(apply_ties(ties, _batched(values, _MANY)), 0)
         cases.extend(Plan(plan.sizes, 0, ids) for plan in (*cases[:1], many) if can_be(plan.sizes, dims))
     return cases
+
+
+def _that_can_be(ties: Mapping[str, Dim], sizes: dict[str, int], dims: Sequence[ir.SymbolicDim]) -> dict[str, int]:
+    """Tied sizes, raised where a convolution or a slice would not run at them."""
+    given = apply_ties(ties, sizes)
+    return given if can_be(given, dims) else apply_ties(ties, enlarged(given, dims))
 
 
 def level_plans(values: Sequence[ir.Value], nodes: Iterable[ir.Node]) -> list[Plan]:

@@ -11,8 +11,9 @@ from . import canonical
 from .letters import letters_of
 from .symbols import free_names, size_of
 
-__all__ = ["apply_ties", "tied"]
+__all__ = ["Dim", "apply_ties", "tied"]
 
+#: An axis: a name or a formula of names, or a number.
 Dim = ir.SymbolicDim | int
 #: Operators whose operands and result are broadcast against one another.
 _BROADCAST: Final = frozenset(

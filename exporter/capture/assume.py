@@ -46,17 +46,24 @@ _ROUNDING: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """A truth value that Python read from a tensor at one line of the model."""
+    """A truth value that Python read from a tensor at one line of the model.
+
+    ``differs_for`` holds the numbers that the model looks for among its ids and with which it gave the other value.
+    """
 
     frame: Frame
     value: bool
+    differs_for: tuple[int, ...] = ()
 
     def note(self) -> str:
         """The assumption as a sentence."""
+        numbers = " or ".join(map(str, self.differs_for))
+        tried = f" without {numbers} among its ids" if numbers else ""
+        differs = f" It gave {not self.value} with {numbers} among them." if numbers else ""
         return (
             f"The graph assumes that the tensor whose truth `{self.frame.code}` ({self.frame.where}) asks for gives "
-            f"{self.value}, as it did for the example and every varied input tried; inputs for which it would not are "
-            "computed wrongly."
+            f"{self.value}, as it did for the example and every varied input tried{tried}; inputs for which it would "
+            f"not are computed wrongly.{differs}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from ..loaded import Loaded
-from .assume import Decision, looked_for, trace_assuming
+from .assume import Decision, constant_answers, looked_for, trace_assuming
 from .captured import Captured
 from .chance import refuse_chance
 from .complex_layout import open_complex_layout
@@ -145,8 +146,24 @@ def _by_values(
         found = trace_assuming(module, examples, outputs, tried)
         found = found or trace_without_shortcuts(module, examples, outputs, tried)
         if found is not None:
-            return found
+            program, assumed = found
+            return program, assumed if tried else _told_apart(assumed, module, examples, numbers)
     return None
+
+
+def _told_apart(
+    assumed: tuple[Decision | LongWay, ...], module: torch.nn.Module, examples: Examples, numbers: tuple[int, ...]
+) -> tuple[Decision | LongWay, ...]:
+    """What was assumed, with the numbers for which an answer is known to be another."""
+    if not numbers:
+        return assumed
+    steady = constant_answers(module, examples, numbers) or {}
+    return tuple(
+        dataclasses.replace(decision, differs_for=numbers)
+        if isinstance(decision, Decision) and decision.frame not in steady
+        else decision
+        for decision in assumed
+    )
 
 
 def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:

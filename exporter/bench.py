@@ -15,6 +15,7 @@ from ..runtime.html import html_report
 from ..runtime.progress import Progress
 from ..runtime.report import Report
 from ..runtime.target import TargetName
+from ..runtime.tensors import session_runner
 from .against import Source, Subject, open_source, open_subject
 from .artifact import FileNames
 from .feeding import bench_cases, input_specs
@@ -94,13 +95,14 @@ def bench(
         if against is not None:
             source = stack.enter_context(open_source(against, subject, bars, options))
         specs = source.specs if source is not None else input_specs(subject.model)
-        points = sweep_cases(specs, wanted)
+        cases = bench_cases(specs, session_runner(subject.graph.open()), traced=source.traced if source else None)
+        points = sweep_cases(specs, wanted, usual=cases[0].sizes)
         graphs = {**_graphs(subject.graph, source), **_others(subject, contenders)}
         others = _torch_contenders(source, compile)
         sites = tuple(n.name or "" for n in present_attention(subject.model))
         latency = measure_latency(
             graphs,
-            bench_cases(specs),
+            cases,
             bars,
             others=others,
             seconds=seconds,

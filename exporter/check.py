@@ -14,6 +14,7 @@ from ..runtime.drift import CheckReport, Finding, differences, verdict_of
 from ..runtime.errors import DeploymlError, InputError, UnsupportedError
 from ..runtime.lock import Lock, LockedSite, read_lock
 from ..runtime.progress import Progress
+from ..runtime.reach import Limits, least_sizes
 from ..runtime.report import LatencyReport, ParityReport
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
@@ -89,7 +90,7 @@ def check(
         found = list(differences(locked, now, weights_decide=against is None))
         if any(f.kind == "site" for f in found):
             found = list(differences(locked, _explained(now, subject, bars), weights_decide=against is None))
-        ran, why = _run(subject, bars)
+        ran, why, least = _run(subject, bars)
         parity = latency = None
         if against is not None and not any(f.kind == "load" for f in ran):
             parity = _parity(subject, against, bars, options)
@@ -104,7 +105,7 @@ def check(
         model=path.name,
         lock=place.name,
         findings=tuple(sorted(found, key=lambda f: ("fail", "inconclusive", "pass").index(f.verdict))),
-        checked=_checked(locked, ran=why is None, parity=parity, latency=latency),
+        checked=_checked(locked, ran=why is None, least=least, parity=parity, latency=latency),
         not_run=not_run,
         parity=parity,
         latency=latency,
@@ -150,29 +151,32 @@ def _with_reason(site: LockedSite, told: Any) -> LockedSite:
     return replace(site, rule=None, reason="it was left unfused", detail=advice)
 
 
-def _run(subject: Subject, progress: Progress) -> tuple[list[Finding], str | None]:
-    """Load the model and run it on a few inputs. Findings, and why it was not run."""
+def _run(subject: Subject, progress: Progress) -> tuple[list[Finding], str | None, Limits]:
+    """Load the model and run it on a few inputs. Findings, why it was not run, and the least sizes of its axes."""
     try:
-        cases = parity_cases(input_specs(subject.model))[:_TRIALS]
+        specs = input_specs(subject.model)
     except UnsupportedError as error:
-        return [], error.message
+        return [], error.message, {}
     with progress.stage("run"):
         try:
             session = subject.graph.open()
         except UnsupportedError as error:
-            return [Finding(kind="load", where=subject.graph.path.name, text=f"does not load: {error.message}")], None
+            text = f"does not load: {error.message}"
+            return [Finding(kind="load", where=subject.graph.path.name, text=text)], None, {}
         names = [output.name for output in session.get_outputs()]
         run = session_runner(session)
+        least = least_sizes(specs, run)
+        cases = parity_cases(specs, limits=least)[:_TRIALS]
         found: dict[str, Finding] = {}
         for case in cases:
             outputs, reason = attempt(run, case.feeds)
             if outputs is None:
                 text = f"does not run at {case.name}: {reason}"
-                return [Finding(kind="load", where=subject.graph.path.name, text=text)], None
+                return [Finding(kind="load", where=subject.graph.path.name, text=text)], None, {}
             for name, array in zip(names, outputs, strict=True):
                 if name not in found and (text := _not_numbers(name, array, case.name)):
                     found[name] = Finding(kind="nan", where=name, text=text)
-    return [*found.values(), *(_nan_weights(subject) if found else ())], None
+    return [*found.values(), *(_nan_weights(subject) if found else ())], None, least
 
 
 def _not_numbers(name: str, array: np.ndarray, case: str) -> str | None:
@@ -194,8 +198,9 @@ def _nan_weights(subject: Subject) -> Iterator[Finding]:
 
 def _parity(subject: Subject, against: Any, progress: Progress, options: SourceOptions) -> ParityReport:
     with open_source(against, subject, progress, options) as source:
-        cases = parity_cases(source.specs, traced=source.traced)
-        return measure_parity(subject.graph, None, source.reference(), cases, progress)
+        reference = source.reference()
+        cases = parity_cases(source.specs, reference.run, traced=source.traced)
+        return measure_parity(subject.graph, None, reference, cases, progress)
 
 
 def _on_parity(parity: ParityReport | None) -> Iterator[Finding]:
@@ -223,7 +228,7 @@ def _latency(
 ) -> LatencyReport:
     return measure_latency(
         {"unfused": replace(subject.graph, path=sibling), "fused": subject.graph},
-        bench_cases(input_specs(subject.model)),
+        bench_cases(input_specs(subject.model), session_runner(subject.graph.open())),
         progress,
         seconds=seconds,
         max_slowdown=max_slowdown,
@@ -244,7 +249,10 @@ def _on_latency(latency: LatencyReport | None, allowed: float | None) -> Iterato
     yield Finding(kind="latency", where="graph", text=f"{took}, {end} the {allowed:g} allowed", verdict=ratio.verdict)
 
 
-def _checked(locked: Lock, *, ran: bool, parity: ParityReport | None, latency: LatencyReport | None) -> tuple[str, ...]:
+def _checked(
+    locked: Lock, *, ran: bool, least: Limits, parity: ParityReport | None, latency: LatencyReport | None
+) -> tuple[str, ...]:
+    sizes = ", ".join(f"{axis} from {low} on" for axis, (low, _) in least.items() if low > 1)
     said = [
         f"{len(locked.sites)} attention sites, {locked.fused} of them fused",
         f"{sum(locked.census.values())} nodes of {len(locked.census)} operators",
@@ -253,7 +261,7 @@ def _checked(locked: Lock, *, ran: bool, parity: ParityReport | None, latency: L
     ]
     said += ["attributes, and what each operator reads"] if locked.wiring is not None else []
     said += ["weights"] if locked.weights else []
-    said += ["loads and runs without NaN"] if ran else []
+    said += ["loads and runs without NaN" + (f" ({sizes}, as it takes no less)" if sizes else "")] if ran else []
     said += [f"results against {parity.reference}"] if parity is not None else []
     said += ["time against the unfused graph"] if latency is not None else []
     return tuple(said)

@@ -9,8 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..passes.graph import dims, op_name
+from ..runtime.attempt import Runner
 from ..runtime.errors import UnsupportedError
-from ..runtime.feeds import Case, InputSpec, MaskKind, Role, draw, grid, role_of
+from ..runtime.feeds import Case, InputSpec, MaskKind, Role, beyond, draw, elements, grid, role_of
+from ..runtime.reach import Limits, least_sizes
 from ..runtime.shapes import symbols_of
 
 __all__ = ["bench_cases", "input_specs", "parity_cases"]
@@ -25,6 +27,8 @@ _ADDITIVE: Final = -1e3
 #: Sizes of the run that is timed, where the model leaves a choice.
 _BENCH_BATCH: Final = 1
 _BENCH_LENGTHS: Final = (128, 64, 32, 16, 8, 2)
+#: Inputs with more elements are not timed, where there are smaller ones: a wish is no order.
+_MOST_ELEMENTS: Final = 1 << 24
 
 
 def input_specs(
@@ -47,32 +51,54 @@ def input_specs(
 
 def parity_cases(
     specs: Sequence[InputSpec],
+    run: Runner | None = None,
     *,
     traced: Mapping[str, int] | None = None,
-    limits: Mapping[str, tuple[int, int | None]] | None = None,
+    limits: Limits | None = None,
 ) -> tuple[Case, ...]:
-    """The grid of shapes and masks to compare on; see :func:`deployml.runtime.feeds.grid`."""
+    """The grid of shapes and masks to compare on, at sizes which ``run`` takes; see :func:`runtime.feeds.grid`."""
     kinds: tuple[MaskKind, ...] = ("full", "right", "left", "holes", "mixed", "one-token")
-    return grid(specs, traced=traced, limits=limits, masks=kinds)
+    return grid(specs, traced=traced, limits=_least(specs, run, traced, limits), masks=kinds)
 
 
 def bench_cases(
-    specs: Sequence[InputSpec], *, limits: Mapping[str, tuple[int, int | None]] | None = None
+    specs: Sequence[InputSpec],
+    run: Runner | None = None,
+    *,
+    traced: Mapping[str, int] | None = None,
+    limits: Limits | None = None,
 ) -> tuple[Case, ...]:
-    """Inputs for timing, the wish first: one row of 128 positions, and shorter ones for models that end earlier."""
+    """Inputs for timing, the wish first: one row of 128 positions, and shorter ones for models that end earlier.
+
+    An axis whose least size, which ``run`` shows, lies above the wish has the size of the example, or one in proportion
+    to its least.
+    """
     symbols = dict.fromkeys(s for spec in specs for dim in spec.shape for s in symbols_of(dim))
+    limits = _least(specs, run, traced, limits)
     found: dict[str, Case] = {}
-    for length in _BENCH_LENGTHS if symbols else (1,):
-        sizes = {name: _bench_size(name, length, (limits or {}).get(name, (1, None))) for name in symbols}
+    wishes = [
+        {name: _bench_size(name, length, limits.get(name, (1, None)), (traced or {}).get(name)) for name in symbols}
+        for length in (_BENCH_LENGTHS if symbols else (1,))
+    ]
+    small = [sizes for sizes in wishes if elements(specs, sizes) <= _MOST_ELEMENTS]
+    for sizes in small or wishes[-1:]:
         case = draw(specs, sizes)
         found.setdefault(case.name, case)
     return tuple(found.values())
 
 
-def _bench_size(symbol: str, length: int, limit: tuple[int, int | None]) -> int:
+def _least(
+    specs: Sequence[InputSpec], run: Runner | None, shown: Mapping[str, int] | None, limits: Limits | None
+) -> Limits:
+    return limits or {} if run is None else least_sizes(specs, run, shown=shown, limits=limits)
+
+
+def _bench_size(symbol: str, length: int, limit: tuple[int, int | None], shown: int | None) -> int:
     low, high = limit
     wish = _BENCH_BATCH if symbol.lower().startswith("batch") or symbol.lower() in ("b", "n", "bs") else length
-    return max(low, wish if high is None else min(wish, high))
+    if wish == _BENCH_BATCH or wish >= low:
+        return max(low, wish if high is None else min(wish, high))
+    return shown if shown is not None and shown > low else beyond(wish, limit)
 
 
 def _spec(value: ir.Value, example: np.ndarray | None, bound: int | None) -> InputSpec:

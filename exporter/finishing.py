@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..runtime.attempt import Runner
 from ..runtime.errors import DeploymlBug, ToolchainError, VerdictError
 from ..runtime.feeds import Case
 from ..runtime.files import Staging, sha256_of
@@ -35,16 +36,16 @@ class Checks:
     """What a finished graph is held against.
 
     Attributes:
-        reference: Makes the reference; called only when parity is asked for, with the written unfused graph.
-        cases: Makes the parity grid.
-        bench: Makes the inputs of the timed run, the wish first.
+        reference: Makes the reference; called only when something is measured, with the written unfused graph.
+        cases: Makes the parity grid, at sizes which a runner (the reference) takes.
+        bench: Makes the inputs of the timed run, the wish first, likewise.
         others: Contenders besides the two graphs.
         seconds: Time for the latency run.
     """
 
     reference: Callable[[Graph], Reference]
-    cases: Callable[[], Sequence[Case]]
-    bench: Callable[[], Sequence[Case]]
+    cases: Callable[[Runner], Sequence[Case]]
+    bench: Callable[[Runner], Sequence[Case]]
     others: Mapping[str, tuple[MakeContender, str]] = field(default_factory=dict)
     seconds: float = 10.0
 
@@ -150,8 +151,9 @@ def _measure(
             not_run["load"] = f"the model is for {graph.target}; {missing}"
         return None, None, None, not_run
     parity = latency = evidence = None
+    reference = checks.reference(unfused)
     if options.validate:
-        reference, cases = checks.reference(unfused), checks.cases()
+        cases = checks.cases(reference.run)
         parity = measure_parity(graph, unfused, reference, cases, progress)
         case = failing_case(parity, cases) if parity.verdict == "fail" else None
         if case is not None:
@@ -160,7 +162,7 @@ def _measure(
     if options.bench:
         latency = measure_latency(
             {"unfused": unfused, "fused": graph},
-            checks.bench(),
+            checks.bench(reference.run),
             progress,
             others=checks.others,
             seconds=checks.seconds,

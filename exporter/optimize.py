@@ -91,8 +91,8 @@ def optimize(
         specs = input_specs(model)
         checks = Checks(
             reference=partial(_given_graph, path_or_model),
-            cases=lambda: parity_cases(specs),
-            bench=lambda: bench_cases(specs),
+            cases=partial(parity_cases, specs),
+            bench=partial(bench_cases, specs),
             seconds=bench_seconds,
         )
         return finish(

@@ -10,7 +10,6 @@ from typing import Final
 from ..runtime.errors import InputError
 from ..runtime.feeds import Case, InputSpec, draw
 from ..runtime.shapes import symbols_of
-from .feeding import bench_cases
 
 __all__ = ["parse_sweep", "sweep_cases"]
 
@@ -41,9 +40,9 @@ def parse_sweep(text: str | None) -> dict[str, tuple[int, ...]]:
 
 
 def sweep_cases(
-    specs: Sequence[InputSpec], wanted: Mapping[str, Sequence[int]]
+    specs: Sequence[InputSpec], wanted: Mapping[str, Sequence[int]], *, usual: Mapping[str, int]
 ) -> dict[tuple[tuple[str, int], ...], Case]:
-    """Inputs of every combination; axes that are not named keep the size they are timed with.
+    """Inputs of every combination; axes that are not named keep their ``usual`` size.
 
     Raises:
         InputError: if an axis is none of the model's.
@@ -56,6 +55,5 @@ def sweep_cases(
         raise InputError(
             f"the model has no dynamic axis {', '.join(unknown)}", hint=f"its axes: {', '.join(symbols) or 'none'}"
         )
-    usual = bench_cases(specs)[0].sizes
     combinations = (tuple(zip(wanted, sizes, strict=True)) for sizes in itertools.product(*wanted.values()))
     return {chosen: draw(specs, {**usual, **dict(chosen)}) for chosen in combinations}

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.attempt import Runner
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
+from ..runtime.reach import Limits
 from ..runtime.target import TargetName
 from .capture import capture, check_dynamic
 from .capture.captured import Captured
@@ -28,8 +30,6 @@ from .options import SourceOptions
 from .translate import translate
 
 __all__ = ["Traced", "load_and_translate"]
-
-Limits = Mapping[str, tuple[int, int | None]]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Traced:
         eager = Eager(self.loaded, widen=True)
         return Reference(run=eager, name=eager.dtype_name, same_dtype=not eager.widened)
 
-    def parity_cases(self) -> tuple[Case, ...]:
-        """Shapes that the trace did not see, and masks."""
-        return parity_cases(self.specs, traced=_traced_sizes(self), limits=axis_limits(self.captured))
+    def parity_cases(self, run: Runner) -> tuple[Case, ...]:
+        """Shapes that the trace did not see and ``run`` takes, and masks."""
+        return parity_cases(self.specs, run, traced=_traced_sizes(self), limits=axis_limits(self.captured))
 
-    def bench_cases(self) -> tuple[Case, ...]:
-        """Inputs of the timed run, the wish first."""
-        return bench_cases(self.specs, limits=axis_limits(self.captured))
+    def bench_cases(self, run: Runner) -> tuple[Case, ...]:
+        """Inputs of the timed run, the wish first, at sizes which ``run`` takes."""
+        return bench_cases(self.specs, run, traced=_traced_sizes(self), limits=axis_limits(self.captured))
 
     def contenders(self, target: TargetName) -> dict[str, tuple[MakeContender, str]]:
         """Eager torch, for the latency run."""

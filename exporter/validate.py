@@ -74,8 +74,8 @@ def validate(
         subject = open_subject(model, target, allow_cpu_fallback=allow_cpu_fallback)
         with open_source(against, subject, bars, options) as source:
             own = None if data is None else own_cases(data, source.specs)
-            cases = own or parity_cases(source.specs, traced=source.traced)
             reference = source.reference()
+            cases = own or parity_cases(source.specs, reference.run, traced=source.traced)
             parity = measure_parity(subject.graph, None, reference, cases, bars)
             parity = parity if own is None else _all_run(parity)
             case = failing_case(parity, cases) if parity.verdict == "fail" else None

@@ -6,6 +6,7 @@ holes, mixed lengths, a row of one token and, where the model allows it, a row t
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,19 @@ import numpy as np
 from .errors import InputError
 from .shapes import evaluate, symbols_of
 
-__all__ = ["MASKS", "Case", "InputSpec", "MaskKind", "Role", "draw", "grid", "role_of"]
+__all__ = [
+    "MASKS",
+    "Case",
+    "InputSpec",
+    "MaskKind",
+    "Role",
+    "beyond",
+    "draw",
+    "elements",
+    "grid",
+    "role_of",
+    "root_symbols",
+]
 
 Role = Literal[
     "token-ids",
@@ -126,7 +139,7 @@ def grid(
     """
     if not specs:
         raise InputError("a model without inputs cannot be compared", hint="give at least one input")
-    roots = _root_symbols(specs)
+    roots = root_symbols(specs)
     shapes = _unique([_sizes_for(roots, *pair, traced or {}, limits or {}) for pair in _SIZES])
     has_mask = any(_maskable(spec) for spec in specs)
     kinds: list[MaskKind] = [k for k in masks if k != "full"] if has_mask else []
@@ -147,6 +160,11 @@ def draw(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, mask: MaskKind
     masks += [kept[s.name][:, -new:] for s in specs if s.name in kept and (new := _new_tokens(s, sizes))]
     unique = _unique_arrays(masks)
     return Case(name=name, feeds=feeds, sizes=dict(sizes), masks=unique)
+
+
+def elements(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
+    """How many elements the largest input has at some sizes."""
+    return max(math.prod(evaluate(dim, sizes) for dim in spec.shape) for spec in specs)
 
 
 def _new_tokens(spec: InputSpec, sizes: Mapping[str, int]) -> int:
@@ -229,7 +247,7 @@ def _positions(shape: tuple[int, ...], kept: Mapping[str, np.ndarray], bound: in
     return ids if bound is None else np.minimum(ids, bound - 1)
 
 
-def _root_symbols(specs: Sequence[InputSpec]) -> list[tuple[str, bool]]:
+def root_symbols(specs: Sequence[InputSpec]) -> list[tuple[str, bool]]:
     """Symbols to choose sizes for, in order of appearance, each with whether it is the batch."""
     names = dict.fromkeys(n for spec in specs for dim in spec.shape for n in symbols_of(dim))
     batch = _batch_symbol(specs, list(names))
@@ -258,16 +276,31 @@ def _sizes_for(
     for symbol, is_batch in roots:
         wish = batch if is_batch else length
         used = taken if not is_batch and length > 1 else set()
-        size = _choose(wish, {traced.get(symbol), *used}, limits.get(symbol, (1, None)))
+        limit = limits.get(symbol, (1, None))
+        size = _choose(beyond(wish, limit, traced.get(symbol)), {traced.get(symbol), *used}, limit)
         sizes[symbol] = size
         if not is_batch:
             taken.add(size)
     return sizes
 
 
+def beyond(wish: int, limit: tuple[int, int | None], shown: int | None = None) -> int:
+    """A wish for a size as it is, or, where the smallest size lies above it, as far above that as the wish above 1.
+
+    The steps are an eighth of the way to the size of the example, or else a quarter of the smallest size: lengths that
+    differ by a sample or two make the same frames.
+    """
+    low, high = max(1, limit[0]), limit[1]
+    if wish >= low:
+        return wish
+    step = (shown - low) // 8 if shown is not None and shown > low else low // 4
+    size = low + (wish - 1) * max(1, step)
+    return size if high is None else min(size, high)
+
+
 def _choose(wish: int, avoid: set[int | None], limit: tuple[int, int | None]) -> int:
     low, high = max(1, limit[0]), limit[1]
-    options = [wish, *(p for p in _PRIMES if p > wish), *(p for p in reversed(_PRIMES) if p < wish), 1, low]
+    options = [wish, *(p for p in _PRIMES if p > wish), *(p for p in reversed(_PRIMES) if p < wish), wish + 1, 1, low]
     if high is not None:
         options.append(high)
     fitting = [n for n in options if n >= low and (high is None or n <= high)]

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 __all__ = ["namespaces", "numbers_of_sizes", "whole_numbers"]
 
@@ -30,6 +31,7 @@ _RATIONAL: Final[dict[str, Callable[..., Any]]] = {
     "FloatTrueDiv": lambda a, b: a / b,
     "ToFloat": lambda a: a,
 }
+_QUOTIENTS: Final = frozenset({"IntTrueDiv", "FloatTrueDiv"})
 _CONVERSIONS: Final = ((torch.SymInt, "__int__"), (torch.SymFloat, "__int__"))
 _ROUNDINGS: Final = ("__floor__", "__ceil__", "__trunc__", "__round__")
 
@@ -43,6 +45,7 @@ class _AnyInt(type):
                 return args[0]
             if isinstance(args[0], torch.SymFloat):
                 whole = _whole(args[0])
+                whole = _floored(args[0]) if whole is None else whole
                 return torch.sym_int(args[0]) if whole is None else whole
         return builtins.int(*args, **kwargs)
 
@@ -164,6 +167,25 @@ def _whole(number: torch.SymFloat) -> torch.SymInt | None:
         return environment.create_symintnode(exact, hint=int(hint))
     except Exception:  # an expression of another kind, or another torch
         return None
+
+
+def _floored(number: torch.SymFloat) -> torch.SymInt | None:
+    """The size that a quotient of sizes is rounded to, written as torch writes the length of a convolution.
+
+    ``int`` rounds towards zero and ``//`` down, so the quotient is checked to be no less than none.
+    """
+    try:
+        terms = sympy.Add.make_args(number.node.expr)
+        [quotient] = [term for term in terms if type(term).__name__ in _QUOTIENTS]
+        over, under = (_rational(argument) for argument in quotient.args)
+        rest = sympy.Add(*(_rational(term) for term in terms if term is not quotient))
+        if not (over.is_integer and under.is_Integer and under > 0 and rest.is_integer and number.node.hint >= 0):
+            return None
+        size = number.node.shape_env.create_symintnode(FloorDiv(over, under) + rest, hint=int(number.node.hint))
+    except Exception:  # an expression of another kind, or another torch
+        return None
+    torch._check(size >= 0)
+    return size
 
 
 def _rational(expression: Any) -> Any:

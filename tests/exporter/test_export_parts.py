@@ -146,6 +146,14 @@ def test_timing_inputs_shrink_until_a_model_takes_them():
     assert {case.sizes["batch"] for case in cases} == {1}
 
 
+@pytest.mark.parametrize(
+    ("traced", "lengths"), [({"seq": 900}, {900}), ({}, {300 + 75 * n for n in (127, 63, 31, 15, 7, 1)})]
+)
+def test_timing_inputs_are_no_smaller_than_a_model_takes(traced, lengths):
+    cases = bench_cases(input_specs(model_with()), traced=traced, limits={"seq": (300, None)})
+    assert {case.sizes["seq"] for case in cases} == lengths
+
+
 def test_an_input_without_rank_cannot_be_fed():
     model = model_with()
     model.graph.inputs[0].shape = None

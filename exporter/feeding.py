@@ -129,7 +129,14 @@ def _role(name: str, dtype: str, example: np.ndarray | None) -> Role:
     is_float = dtype not in ("bool",) and not dtype.startswith(("int", "uint"))
     if guess == "attention-mask" and is_float and example is not None and bool((example <= _ADDITIVE).any()):
         return "additive-mask"
+    if guess in ("attention-mask", "key-padding-mask") and "pad" in name.lower() and example is not None:
+        return _by_majority(example) or guess  # libraries mean either by the name; most positions are real
     return guess
+
+
+def _by_majority(mask: np.ndarray) -> Role | None:
+    ones = 2 * int(np.count_nonzero(mask))
+    return None if ones == mask.size else "attention-mask" if ones > mask.size else "key-padding-mask"
 
 
 def _marks(value: ir.Value) -> tuple[int, ...]:

@@ -104,8 +104,8 @@ def role_of(name: str, dtype: str) -> Role:
     """Guess the role of an input from the names that transformers and torch use; "values" if none fits."""
     low = name.lower()
     integer = dtype.startswith(("int", "uint"))
-    if "key_padding_mask" in low and dtype == "bool":
-        return "key-padding-mask"
+    if "pad" in low and (dtype == "bool" or (integer and "mask" not in low)):
+        return "key-padding-mask"  # PyTorch's and fairseq's: true where a position is padded
     if "mask" in low and "pos" not in low:
         return "attention-mask"
     if "bbox" in low:

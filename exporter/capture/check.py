@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Set
 from dataclasses import replace
 from typing import Any, Final
@@ -18,10 +17,11 @@ from .baked import baked_line
 from .captured import Captured
 from .inputs import Examples, examples_of
 from .lost_axes import fixed_axes
+from .ones import sizes_beyond
 from .outputs import flatten_outputs
 from .quiet import quiet
 from .replay import Replay, difference
-from .sizes import lowest_size, sizes_made, unused_size
+from .sizes import axis_symbols, highest_size, lowest_size, sizes_made, unused_size
 from .trace import quiet_run, user_tensors
 
 __all__ = ["check_dynamic"]
@@ -49,7 +49,8 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     Every dynamic axis is tried at another size, at the given one where the trace was at others, and, within its
     declared bounds, at size 1; where the model divides an axis into blocks, it is also tried at whole ones, because
     padding to them is a branch of its own, and where the program cuts an axis at numbers, beyond the last of them,
-    because a loop over blocks was unrolled for as many as the examples have. Sizes that the model itself refuses are
+    because a loop over blocks was unrolled for as many as the examples have, and where a size that it computes (the
+    frames of a convolution) was taken for a constant, where that is another. Sizes that the model itself refuses are
     left out. Costs two or three runs of the model and of the program on small inputs, and one for each axis, block and
     cut.
 
@@ -106,8 +107,10 @@ def _variants(examples: Examples, captured: Captured) -> Iterator[Examples]:
         if size is not None:
             yield examples.resized({**given, name: size})
     for name, cut in _cuts(captured.program, examples).items():
-        if cut >= max(given[name], other[name]) and cut < _highest_size(examples, name):
+        if cut >= max(given[name], other[name]) and cut < highest_size(examples, name):
             yield examples.resized({**given, name: cut + 1})
+    for beyond in sizes_beyond(captured.program, examples):
+        yield examples.resized({**given, **beyond})
 
 
 def _traced_elsewhere(program: ExportedProgram, examples: Examples) -> bool:
@@ -121,7 +124,7 @@ def _traced_elsewhere(program: ExportedProgram, examples: Examples) -> bool:
 
 def _divided(program: ExportedProgram, examples: Examples) -> list[tuple[str, int]]:
     """Dynamic axes and what the program divides them by, smallest blocks first."""
-    names = _axis_symbols(program, examples)
+    names = axis_symbols(program, examples)
     found = {
         (int(call.args[1]), names[symbol])
         for call in _calls(program, _DIVISIONS)
@@ -134,20 +137,10 @@ def _divided(program: ExportedProgram, examples: Examples) -> list[tuple[str, in
 def _cuts(program: ExportedProgram, examples: Examples) -> dict[str, int]:
     """Dynamic axes that the program cuts at numbers, each with the largest of them that is worth a run."""
     found: dict[str, int] = {}
-    for symbol, name in _axis_symbols(program, examples).items():
+    for symbol, name in axis_symbols(program, examples).items():
         ends = (end for call in _calls(program, {"Min"}) if symbol in call.args for end in call.args if end.is_Integer)
         found[name] = max((int(end) for end in ends if end <= _LARGEST_CUT), default=0)
     return found
-
-
-def _axis_symbols(program: ExportedProgram, examples: Examples) -> dict[sympy.Symbol, str]:
-    """torch's symbols of the named axes that have a size of their own."""
-    return {
-        size.node.expr: axis.name
-        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
-        for at, axis in leaf.axes.items()
-        if axis.name and axis.name == axis.key and not axis.summed and isinstance(size := value.shape[at], torch.SymInt)
-    }
 
 
 def _calls(program: ExportedProgram, names: Set[str]) -> set[Any]:
@@ -160,11 +153,7 @@ def _whole_blocks(examples: Examples, name: str, block: int) -> int | None:
     """The smallest whole number of blocks, other than the given size, that an axis is declared to take."""
     first = -(-lowest_size(examples, name) // block) * block
     size = next(n for n in (first, first + block) if n != examples.sizes()[name])
-    return size if size <= _highest_size(examples, name) else None
-
-
-def _highest_size(examples: Examples, name: str) -> float:
-    return min((axis.high for _, _, axis in examples.dynamic() if axis.key == name and axis.high), default=math.inf)
+    return size if size <= highest_size(examples, name) else None
 
 
 def _symbolic(value: object) -> list[torch.SymInt]:

@@ -23,7 +23,7 @@ from .replay import Replay, difference
 from .sizes import lowest_size
 from .trace import quiet_run, trace, user_tensors
 
-__all__ = ["trace_beyond_limits", "undeclared_limits"]
+__all__ = ["agree", "trace_beyond_limits", "undeclared_limits"]
 
 #: A limit further out than this is the model's own table and too long to be tried.
 _FAR: Final = 1024
@@ -66,13 +66,14 @@ def trace_beyond_limits(
     if any(left.get(name, _FAR) <= limit for name, limit in limits.items()):
         return None
     smallest = examples.resized({name: lowest_size(examples, name) for name in limits})
-    if not (_agree(module, found, longer) and _agree(module, found, examples) and _agree(module, found, smallest)):
+    if not (agree(module, found, longer) and agree(module, found, examples) and agree(module, found, smallest)):
         return None
     _widen(found, examples)
     return found
 
 
-def _agree(module: torch.nn.Module, program: ExportedProgram, examples: Examples) -> bool:
+def agree(module: torch.nn.Module, program: ExportedProgram, examples: Examples) -> bool:
+    """Whether a program equals the model at the sizes of the examples; False where one of the two does not run."""
     try:
         names, expected = zip(*flatten_outputs(quiet_run(module, examples))[0].items(), strict=True)
         return not difference(expected, Replay(program).outputs(examples), names)

@@ -109,7 +109,7 @@ def _relaxed(examples: Examples) -> Examples:
 
 def _symbol_of(program: ExportedProgram, lost: LostAxis) -> str:
     """torch's symbol for an axis before it was fixed; "" when torch no longer knows."""
-    environment = _environment(program)
+    environment = environment_of(program)
     top, *rest = lost.input.split(".")
     keys = "".join(f"[{key}]" if key.isdigit() else f"['{key}']" for key in rest)
     # Arguments of ``*args`` have names of their own there: args_0.
@@ -124,7 +124,8 @@ def _name(source: Any) -> str:
     return source.name() if callable(source.name) else source.name
 
 
-def _environment(program: ExportedProgram) -> ShapeEnv | None:
+def environment_of(program: ExportedProgram) -> ShapeEnv | None:
+    """Where torch keeps the symbols and guards of a program; None where no input has a size that varies."""
     for value in user_tensors(program):
         mode = getattr(value, "fake_mode", None)
         if mode is not None:

@@ -18,6 +18,7 @@ from .flex import open_flex_attention
 from .inputs import Examples, examples_of
 from .limits import trace_beyond_limits
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
+from .ones import trace_beyond_ones
 from .outputs import Outputs
 from .promotion import cast_promoted_integers
 from .quiet import quiet
@@ -110,6 +111,7 @@ def _trace_at_best_sizes(
             continue
         if not merged_axes(program, variant) and not _lost(program, variant):
             program = (_keeping(module, variant, outputs, whole=True) if numbers else None) or program
+            program = trace_beyond_ones(module, program, examples, outputs) or program
             return trace_beyond_limits(module, program, examples, outputs) or program, ()
         second_best = second_best or program
     if second_best is not None and not _lost(second_best, examples):

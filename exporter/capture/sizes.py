@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from .inputs import Axis, Examples
+import sympy
+import torch
+from torch.export import ExportedProgram
 
-__all__ = ["lowest_size", "size_variants", "sizes_made", "unused_size"]
+from .inputs import Axis, Examples
+from .trace import user_tensors
+
+__all__ = ["axis_symbols", "highest_size", "lowest_size", "size_variants", "sizes_made", "unused_size"]
 
 
 def size_variants(examples: Examples) -> Iterator[Examples]:
@@ -85,3 +91,18 @@ def _is_apart(made: set[int], taken: set[int]) -> bool:
 
 def _axes_of(examples: Examples, name: str) -> list[Axis]:
     return [axis for _, _, axis in examples.dynamic() if axis.key == name]
+
+
+def axis_symbols(program: ExportedProgram, examples: Examples) -> dict[sympy.Symbol, str]:
+    """torch's symbols of the named axes that have a size of their own."""
+    return {
+        size.node.expr: axis.name
+        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
+        for at, axis in leaf.axes.items()
+        if axis.name and axis.name == axis.key and not axis.summed and isinstance(size := value.shape[at], torch.SymInt)
+    }
+
+
+def highest_size(examples: Examples, name: str) -> float:
+    """The largest size that an axis is declared to take."""
+    return min((axis.high for _, _, axis in examples.dynamic() if axis.key == name and axis.high), default=math.inf)

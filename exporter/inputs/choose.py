@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .guidance import check_names, no_inputs
 from .sizes import SizeChooser, choose_sizes, numbers_of
 from .spec import InputSpec, parse_specs
 from .traced import for_program, for_script
+from .trial import does_run, sizes_that_run
 from .values import fill_tensors
 from .vocabulary import vocabulary_of
 
@@ -54,7 +56,7 @@ def _for_module(module: Any, given: Given, specs: tuple[InputSpec, ...], source:
         return _from_values(module, args, kwargs, specs, given.dynamic_shapes, {}, source)
     if specs:
         check_names(module, [spec.name for spec in specs], source=source)
-        return _from_specs(module, specs, given.dynamic_shapes)
+        return _from_written(module, specs, given)
     if given.stored is not None:
         stored = given.stored
         return _from_values(
@@ -104,8 +106,24 @@ def _grown(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: A
     return Chosen(args, kwargs, shapes, notes)
 
 
-def _from_specs(module: Any, specs: tuple[InputSpec, ...], shapes: Any | None) -> Chosen:
-    sizes = choose_sizes(specs, numbers_of(module), limits_of(module))
+def _from_written(module: Any, specs: tuple[InputSpec, ...], given: Given) -> Chosen:
+    """Inputs as the user wrote them, whose names of axes need not tell how long they must be."""
+    vocabulary = vocabulary_of(module)
+
+    def runs(sizes: dict[str, int]) -> bool:
+        args, kwargs = _positional_only(module, fill_tensors(specs, sizes, vocabulary))
+        chosen = _with_fixed(module, Chosen(args, kwargs), given.fixed)
+        return does_run(module, chosen.args, chosen.kwargs)
+
+    sizes, notes = sizes_that_run(specs, numbers_of(module), limits_of(module), runs)
+    chosen = _from_specs(module, specs, given.dynamic_shapes, sizes)
+    return replace(chosen, notes=(*notes, *chosen.notes))
+
+
+def _from_specs(
+    module: Any, specs: tuple[InputSpec, ...], shapes: Any | None, sizes: dict[str, int] | None = None
+) -> Chosen:
+    sizes = sizes or choose_sizes(specs, numbers_of(module), limits_of(module))
     kwargs = fill_tensors(specs, sizes, vocabulary_of(module))
     args, kwargs = _positional_only(module, kwargs)
     if shapes is not None:

@@ -134,6 +134,20 @@ def test_chosen_sizes_are_no_numbers_of_the_model():
     assert not sizes & numbers_of(Two())
 
 
+def test_sizes_grow_until_the_model_runs():
+    model = nn.Sequential(nn.Conv1d(1, 4, 200, stride=20), nn.Conv1d(4, 4, 9))
+    loaded = load(model, inputs=("input:float32[items,1,length]",))
+    items, _, length = loaded.kwargs["input"].shape
+    assert items < 10 and 1024 <= length < 1100
+    assert [note for note in loaded.notes if f"length is {length}: the model does not run on smaller" in note]
+
+
+def test_sizes_stay_where_no_size_helps():
+    loaded = load(nn.Linear(4, 4), inputs=("input:float32[items,length,5]",))
+    assert max(loaded.kwargs["input"].shape) < 20
+    assert not [note for note in loaded.notes if "smaller" in note]
+
+
 def test_same_call_gives_same_values():
     first, second = (load(Two(), inputs=("ids:int64[b,s]", "mask:float32[b,s]")) for _ in range(2))
     assert all(torch.equal(first.kwargs[name], second.kwargs[name]) for name in first.kwargs)

@@ -287,14 +287,13 @@ def _sizes_for(
 def beyond(wish: int, limit: tuple[int, int | None], shown: int | None = None) -> int:
     """A wish for a size as it is, or, where the smallest size lies above it, as far above that as the wish above 1.
 
-    The steps are an eighth of the way to the size of the example, or else a quarter of the smallest size: lengths that
-    differ by a sample or two make the same frames.
+    The steps are an eighth of the way to the size of the example, or a quarter of the smallest size where that is more:
+    lengths that differ by a sample or two make the same frames.
     """
     low, high = max(1, limit[0]), limit[1]
     if wish >= low:
         return wish
-    step = (shown - low) // 8 if shown is not None and shown > low else low // 4
-    size = low + (wish - 1) * max(1, step)
+    size = low + (wish - 1) * max(1, low // 4, ((shown or low) - low) // 8)
     return size if high is None else min(size, high)
 
 

@@ -12,8 +12,9 @@ from .spec import InputSpec
 
 __all__ = ["does_run", "sizes_that_run"]
 
-#: Least sizes to try in turn: the last is a second of speech.
+#: Least sizes to try in turn; the last, a second of speech, for signals alone: so many tokens would fill the memory.
 _LARGER: Final = (64, 256, 1024, 4096, 16384)
+_TOKENS: Final = 1024
 #: No input of more elements is made up.
 _MOST_ELEMENTS: Final = 1 << 22
 
@@ -38,7 +39,7 @@ def sizes_that_run(
     if not growing or runs(first):
         return first, ()
     found: dict[str, int] | None = None
-    for least in _LARGER:
+    for least in _LARGER if _is_signal(specs, growing) else _LARGER[: _LARGER.index(_TOKENS) + 1]:
         sizes = choose_sizes(specs, taken, {**limits, **dict.fromkeys(growing, (least, None))})
         runs_there = _elements(specs, sizes) <= _MOST_ELEMENTS and runs(sizes)
         if found is not None:  # one size more than it takes: at the least there may be a single frame
@@ -49,6 +50,12 @@ def sizes_that_run(
         return first, ()
     listed = ", ".join(f"{name} is {found[name]}" for name in growing)
     return found, (f"in the example inputs {listed}: the model does not run on the small ones that were tried",)
+
+
+def _is_signal(specs: tuple[InputSpec, ...], growing: list[str]) -> bool:
+    """Whether every axis that may grow is the last of some input of floats: no features stand behind it."""
+    last = {symbol for spec in specs if spec.dims and "float" in spec.dtype for symbol in symbols_of(spec.dims[-1])}
+    return last.issuperset(growing)
 
 
 def does_run(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -12,14 +12,17 @@ from typing import Final
 from .attempt import Runner, attempt
 from .errors import DeploymlError
 from .feeds import InputSpec, draw, elements, grid, root_symbols
+from .shapes import symbols_of
 
 __all__ = ["Limits", "least_sizes"]
 
 #: Symbol to its smallest and largest size (None: no limit).
 Limits = Mapping[str, tuple[int, int | None]]
 
-#: Sizes to find one at which a model runs, where no example shows one.
+#: Sizes to find one at which a model runs, where no example shows one; beyond a thousand for signals alone, as so many
+#: tokens would fill the memory.
 _GUESSES: Final = tuple(2**power for power in range(5, 17))
+_TOKENS: Final = 1024
 #: No input of more elements is tried.
 _MOST_ELEMENTS: Final = 1 << 21
 
@@ -72,11 +75,14 @@ def _anchors(
     """Sizes to begin from: those of the example, else larger and larger ones."""
     roots = root_symbols(specs)
     found = [{symbol: shown[symbol] for symbol, _ in roots}] if all(symbol in shown for symbol, _ in roots) else []
+    signals = {s for spec in specs if spec.dtype.startswith("float") for s in symbols_of(spec.shape[-1])}
     for guess in _GUESSES:
         sizes = {
             symbol: first[symbol] if is_batch else _within(guess, limits.get(symbol, (1, None)))
             for symbol, is_batch in roots
         }
+        if guess > _TOKENS and not signals.issuperset(symbol for symbol, is_batch in roots if not is_batch):
+            break
         if sizes not in found and elements(specs, sizes) <= _MOST_ELEMENTS:
             found.append(sizes)
     return found

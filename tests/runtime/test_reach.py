@@ -42,6 +42,11 @@ def test_bounds_that_are_known_are_kept() -> None:
     assert least_sizes(SPEECH, Least(265), limits=limits) == {"batch": (1, 4), "length": (265, 5000)}
 
 
+def test_no_thousands_of_tokens_are_tried() -> None:
+    tokens = (InputSpec(name="ids", dtype="int64", shape=("batch", "length")),)
+    assert least_sizes(tokens, Least(3000)) == {} and least_sizes(tokens, Least(1000)) == {"length": (1000, None)}
+
+
 def test_a_model_that_runs_is_asked_once() -> None:
     model = Least(5)
     assert least_sizes(SPEECH, model) == {} and model.runs == 1

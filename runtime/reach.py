@@ -75,7 +75,8 @@ def _anchors(
     """Sizes to begin from: those of the example, else larger and larger ones."""
     roots = root_symbols(specs)
     found = [{symbol: shown[symbol] for symbol, _ in roots}] if all(symbol in shown for symbol, _ in roots) else []
-    signals = {s for spec in specs if spec.dtype.startswith("float") for s in symbols_of(spec.shape[-1])}
+    floats = [spec.shape for spec in specs if spec.shape and spec.dtype.startswith("float")]
+    signals = {symbol for shape in floats for symbol in symbols_of(shape[-1])}
     for guess in _GUESSES:
         sizes = {
             symbol: first[symbol] if is_batch else _within(guess, limits.get(symbol, (1, None)))

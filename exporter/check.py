@@ -19,6 +19,7 @@ from ..runtime.report import LatencyReport, ParityReport
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
 from ..runtime.versions import installed
+from ..runtime.words import counted
 from .against import Subject, open_source, open_subject
 from .artifact import FileNames
 from .explain import dry_run
@@ -254,9 +255,9 @@ def _checked(
 ) -> tuple[str, ...]:
     sizes = ", ".join(f"{axis} from {low} on" for axis, (low, _) in least.items() if low > 1)
     said = [
-        f"{len(locked.sites)} attention sites, {locked.fused} of them fused",
-        f"{sum(locked.census.values())} nodes of {len(locked.census)} operators",
-        f"{len(locked.inputs)} inputs and {len(locked.outputs)} outputs with their axes",
+        f"{counted(len(locked.sites), 'attention site')}, {locked.fused} of them fused",
+        f"{counted(sum(locked.census.values()), 'node')} of {counted(len(locked.census), 'operator')}",
+        f"{counted(len(locked.inputs), 'input')} and {counted(len(locked.outputs), 'output')} with their axes",
         "opsets and IR version",
     ]
     said += ["attributes, and what each operator reads"] if locked.wiring is not None else []

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .drift import CheckReport, Finding
 from .lock import Lock
+from .words import counted
 
 __all__ = ["render_check", "render_lock"]
 
@@ -39,8 +40,9 @@ def render_check(found: CheckReport, console: Console) -> None:
 def render_lock(lock: Lock, console: Console) -> None:
     """Print what was locked, in a line or two."""
     _print(console, Text("LOCKED", style="bold green").append(f"  {lock.model}", style="bold"))
-    sites = f"{lock.fused} of {len(lock.sites)} attentions fused, {sum(lock.census.values())} nodes"
-    kept = f"{len(lock.inputs)} inputs, {len(lock.outputs)} outputs" + (", weights by digest" if lock.weights else "")
+    sites = f"{lock.fused} of {len(lock.sites)} attentions fused, {counted(sum(lock.census.values()), 'node')}"
+    kept = f"{counted(len(lock.inputs), 'input')}, {counted(len(lock.outputs), 'output')}"
+    kept += ", weights by digest" if lock.weights else ""
     _print(console, Text(f"{sites}, {kept}"), indent=2)
     if lock.parity is None:
         _print(

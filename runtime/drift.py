@@ -10,6 +10,7 @@ from typing import Final, Literal
 from .lock import CONSTANTS, Lock, LockedSite, LockedValue
 from .report import SCHEMA_VERSION, LatencyReport, ParityReport, Site, Verdict, to_json
 from .summary import group_sites
+from .words import counted
 
 __all__ = ["CheckReport", "Finding", "differences", "verdict_of"]
 
@@ -161,7 +162,7 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 def _form(site: LockedSite) -> str:
     if site.status == "fused":
         return (site.op or "one node").removeprefix("com.microsoft::")
-    return f"{site.nodes} plain node{'' if site.nodes == 1 else 's'}"
+    return f"{counted(site.nodes, 'plain node')}"
 
 
 def _because(site: LockedSite) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 from .memory import human_bytes, human_count
 from .report import Comparison, LatencyReport, ParityReport, Profile, Report, Site, SweepPoint, Verdict
 from .sensitivity import SENSITIVITY
+from .words import counted
 
 __all__ = ["SiteGroup", "group_sites", "in_words", "render"]
 
@@ -343,7 +344,7 @@ def _short_provider(name: str) -> str:
 
 def in_words(nodes: Mapping[str, int]) -> str:
     """{"CUDAExecutionProvider": 40, "CPUExecutionProvider": 2} as "CUDA 40 nodes, CPU 2 nodes"."""
-    parts = (f"{_short_provider(name)} {count} node{'' if count == 1 else 's'}" for name, count in nodes.items())
+    parts = (f"{_short_provider(name)} {counted(count, 'node')}" for name, count in nodes.items())
     return ", ".join(parts)
 
 

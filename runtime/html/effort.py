@@ -10,6 +10,7 @@ from typing import Final
 from ..memory import human_count
 from ..report import LatencyReport, NodeTime, Profile, Site, SweepPoint
 from ..summary import group_sites
+from ..words import counted
 from . import charts
 from .markup import Markup, escape, join, tag
 from .numbers import log_ticks, milliseconds
@@ -39,9 +40,7 @@ def _operators(profile: Profile) -> list[Markup | None]:
     said = f"One run as onnxruntime's profiler counts it: {took}, the profiler's own cost included."
     cells = [
         (
-            join(
-                plain_op(one.op), tag("span", f" {one.nodes} node{'' if one.nodes == 1 else 's'}", class_="soft small")
-            ),
+            join(plain_op(one.op), tag("span", f" {counted(one.nodes, 'node')}", class_="soft small")),
             charts.share_bar(one.ms / profile.total_ms, title=f"{one.op}: {milliseconds(one.ms)}"),
             f"{milliseconds(one.ms)} · {_per_cent(one.ms / profile.total_ms)}",
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..memory import human_bytes
 from ..picture import Picture
 from ..report import Ratio, Report
+from ..words import counted
 from . import effort, evidence, sites
 from .graph import draw, is_broad
 from .markup import Markup, join, tag
@@ -134,7 +135,7 @@ def _pictures(before: Picture | None, after: Picture | None) -> Markup | None:
 
 def _caption(picture: Picture) -> str:
     rest = f" ({picture.left_out} more are not drawn)" if picture.left_out else ""
-    return f"{picture.title}: {picture.operators} operator{'' if picture.operators == 1 else 's'}{rest}"
+    return f"{picture.title}: {counted(picture.operators, 'operator')}{rest}"
 
 
 def _caveats(report: Report) -> Markup | None:

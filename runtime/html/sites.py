@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..report import Report, Site
 from ..summary import SiteGroup, group_sites
+from ..words import counted
 from .markup import Markup, breakable, escape, join, tag
 from .numbers import milliseconds, power
 from .words import plain_op
@@ -63,7 +64,7 @@ def _took(sites: Sequence[Site], times: Mapping[str, float]) -> str:
 
 def _lead(report: Report, kinds: int) -> str:
     total, fused = len(report.sites), len(report.fused)
-    alike = "" if kinds == total else f", in {kinds} group{'' if kinds == 1 else 's'} of alike ones"
+    alike = "" if kinds == total else f", in {counted(kinds, 'group')} of alike ones"
     return f"{fused} of {total} became one fused operator{alike}. The error is that of the fused form against float64."
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..report import LatencyReport, ParityReport, Ratio, Report, Verdict
 from ..sensitivity import SENSITIVITY
+from ..words import counted
 from .numbers import ceiling_percent, factor, power
 
 __all__ = [
@@ -74,7 +75,7 @@ def _equality(report: Report) -> str:
     if parity is None:
         return "results were not compared with the source"
     cases = case_count(parity)
-    where = f"in {cases} case{'' if cases == 1 else 's'}"
+    where = f"in {counted(cases, 'case')}"
     if parity.verdict == "pass":
         return f"results agree with {parity.reference} {where}"
     if parity.verdict == "fail":
@@ -148,7 +149,7 @@ def parity_sentence(parity: ParityReport) -> str:
 def latency_sentence(latency: LatencyReport) -> str:
     """How it was timed."""
     shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in latency.shapes.items())
-    threads = f"{latency.threads} thread{'' if latency.threads == 1 else 's'}"
+    threads = f"{counted(latency.threads, 'thread')}"
     return f"All contenders were timed in turn in one process, on the same tensors ({shapes}) and {threads}."
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.errors import InputError
-from ..runtime.feeds import InputSpec
+from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
+from ..runtime.reach import least_sizes
 from ..runtime.shapes import symbols_of
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
-from .feeding import input_specs
+from .feeding import input_specs, parity_cases
 from .fusing import libraries_of
 from .measuring import Graph, MakeContender, Reference
 from .onnx_file import open_file
@@ -62,6 +63,11 @@ class Source:
     compiled: tuple[MakeContender, str] | None = None
     graph: Graph | None = None
     notes: tuple[str, ...] = ()
+
+    def parity_cases(self, reference: Reference) -> tuple[Case, ...]:
+        """Shapes and masks to compare on, at sizes which the reference takes."""
+        limits = least_sizes(self.specs, reference.run, shown=self.traced)
+        return parity_cases(self.specs, traced=self.traced, limits=limits)
 
 
 def open_subject(path: str | Path, target: TargetName, *, allow_cpu_fallback: bool = False) -> Subject:

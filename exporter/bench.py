@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..passes.attention.present import present_attention
+from ..runtime.attempt import Runner
 from ..runtime.errors import InputError
+from ..runtime.feeds import Case
 from ..runtime.files import atomic_write, check_writable
 from ..runtime.html import html_report
 from ..runtime.progress import Progress
+from ..runtime.reach import least_sizes
 from ..runtime.report import Report
 from ..runtime.target import TargetName
-from ..runtime.tensors import session_runner
 from .against import Source, Subject, open_source, open_subject
 from .artifact import FileNames
 from .feeding import bench_cases, input_specs
@@ -24,7 +26,7 @@ from .measuring import Extras, Footprint, Graph, MakeContender, measure_latency
 from .measuring import sweep as measure_sweep
 from .options import SourceOptions, check_list, picked
 from .reporting import report_on_file
-from .sweeping import parse_sweep, sweep_cases
+from .sweeping import check_axes, parse_sweep, sweep_cases
 
 __all__ = ["bench"]
 
@@ -95,8 +97,13 @@ def bench(
         if against is not None:
             source = stack.enter_context(open_source(against, subject, bars, options))
         specs = source.specs if source is not None else input_specs(subject.model)
-        cases = bench_cases(specs, session_runner(subject.graph.open()), traced=source.traced if source else None)
-        points = sweep_cases(specs, wanted, usual=cases[0].sizes)
+        check_axes(specs, wanted)
+        shown, least = source.traced if source is not None else {}, dict[str, tuple[int, int | None]]()
+
+        def cases(run: Runner) -> Sequence[Case]:
+            least.update(least_sizes(specs, run, shown=shown))
+            return bench_cases(specs, traced=shown, limits=least)
+
         graphs = {**_graphs(subject.graph, source), **_others(subject, contenders)}
         others = _torch_contenders(source, compile)
         sites = tuple(n.name or "" for n in present_attention(subject.model))
@@ -110,7 +117,8 @@ def bench(
             max_slowdown=max_slowdown,
             extras=Extras(sites=sites, memory=memory, footprints=_footprints(against, options, others)),
         )
-        if points:
+        if wanted:
+            points = sweep_cases(specs, wanted, usual=bench_cases(specs, traced=shown, limits=least)[0].sizes)
             swept = measure_sweep(graphs, points, bars, others=others, seconds=seconds, threads=threads)
             latency = replace(latency, sweep=swept)
         report = report_on_file("bench", subject, source, latency=latency, stages=bars.stages)

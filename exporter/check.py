@@ -200,8 +200,7 @@ def _nan_weights(subject: Subject) -> Iterator[Finding]:
 def _parity(subject: Subject, against: Any, progress: Progress, options: SourceOptions) -> ParityReport:
     with open_source(against, subject, progress, options) as source:
         reference = source.reference()
-        cases = parity_cases(source.specs, reference.run, traced=source.traced)
-        return measure_parity(subject.graph, None, reference, cases, progress)
+        return measure_parity(subject.graph, None, reference, source.parity_cases(reference), progress)
 
 
 def _on_parity(parity: ParityReport | None) -> Iterator[Finding]:
@@ -227,9 +226,10 @@ def _on_parity(parity: ParityReport | None) -> Iterator[Finding]:
 def _latency(
     subject: Subject, sibling: Path, progress: Progress, max_slowdown: float | None, seconds: float
 ) -> LatencyReport:
+    specs = input_specs(subject.model)
     return measure_latency(
         {"unfused": replace(subject.graph, path=sibling), "fused": subject.graph},
-        bench_cases(input_specs(subject.model), session_runner(subject.graph.open())),
+        lambda run: bench_cases(specs, limits=least_sizes(specs, run)),
         progress,
         seconds=seconds,
         max_slowdown=max_slowdown,

@@ -9,11 +9,21 @@ import numpy as np
 import onnx_ir as ir
 
 from ..passes.graph import dims, op_name
-from ..runtime.attempt import Runner
 from ..runtime.errors import UnsupportedError
-from ..runtime.feeds import Case, InputSpec, MaskKind, Role, beyond, draw, elements, grid, role_of
-from ..runtime.reach import Limits, least_sizes
-from ..runtime.shapes import symbols_of
+from ..runtime.feeds import (
+    Case,
+    InputSpec,
+    MaskKind,
+    Role,
+    beyond,
+    draw,
+    elements,
+    grid,
+    is_called_batch,
+    role_of,
+    root_symbols,
+)
+from ..runtime.reach import Limits
 
 __all__ = ["bench_cases", "input_specs", "parity_cases"]
 
@@ -50,52 +60,41 @@ def input_specs(
 
 
 def parity_cases(
-    specs: Sequence[InputSpec],
-    run: Runner | None = None,
-    *,
-    traced: Mapping[str, int] | None = None,
-    limits: Limits | None = None,
+    specs: Sequence[InputSpec], *, traced: Mapping[str, int] | None = None, limits: Limits | None = None
 ) -> tuple[Case, ...]:
-    """The grid of shapes and masks to compare on, at sizes which ``run`` takes; see :func:`runtime.feeds.grid`."""
+    """The grid of shapes and masks to compare on; see :func:`deployml.runtime.feeds.grid`."""
     kinds: tuple[MaskKind, ...] = ("full", "right", "left", "holes", "mixed", "one-token")
-    return grid(specs, traced=traced, limits=_least(specs, run, traced, limits), masks=kinds)
+    return grid(specs, traced=traced, limits=limits, masks=kinds)
 
 
 def bench_cases(
-    specs: Sequence[InputSpec],
-    run: Runner | None = None,
-    *,
-    traced: Mapping[str, int] | None = None,
-    limits: Limits | None = None,
+    specs: Sequence[InputSpec], *, traced: Mapping[str, int] | None = None, limits: Limits | None = None
 ) -> tuple[Case, ...]:
     """Inputs for timing, the wish first: one row of 128 positions, and shorter ones for models that end earlier.
 
-    An axis whose least size, which ``run`` shows, lies above the wish has the size of the example, or one in proportion
-    to its least.
+    An axis whose least size lies above the wish has the size of the example, or one in proportion to its least.
     """
-    symbols = dict.fromkeys(s for spec in specs for dim in spec.shape for s in symbols_of(dim))
-    limits = _least(specs, run, traced, limits)
-    found: dict[str, Case] = {}
+    roots = root_symbols(specs)
+    batch = next((name for name, is_batch in roots if is_batch and is_called_batch(name)), None)
     wishes = [
-        {name: _bench_size(name, length, limits.get(name, (1, None)), (traced or {}).get(name)) for name in symbols}
-        for length in (_BENCH_LENGTHS if symbols else (1,))
+        {
+            name: _bench_size(
+                _BENCH_BATCH if name == batch else length, (limits or {}).get(name, (1, None)), (traced or {}).get(name)
+            )
+            for name, _ in roots
+        }
+        for length in (_BENCH_LENGTHS if roots else (1,))
     ]
-    small = [sizes for sizes in wishes if elements(specs, sizes) <= _MOST_ELEMENTS]
+    small = [sizes for sizes in wishes if elements((spec.shape for spec in specs), sizes) <= _MOST_ELEMENTS]
+    found: dict[str, Case] = {}
     for sizes in small or wishes[-1:]:
         case = draw(specs, sizes)
         found.setdefault(case.name, case)
     return tuple(found.values())
 
 
-def _least(
-    specs: Sequence[InputSpec], run: Runner | None, shown: Mapping[str, int] | None, limits: Limits | None
-) -> Limits:
-    return limits or {} if run is None else least_sizes(specs, run, shown=shown, limits=limits)
-
-
-def _bench_size(symbol: str, length: int, limit: tuple[int, int | None], shown: int | None) -> int:
+def _bench_size(wish: int, limit: tuple[int, int | None], shown: int | None) -> int:
     low, high = limit
-    wish = _BENCH_BATCH if symbol.lower().startswith("batch") or symbol.lower() in ("b", "n", "bs") else length
     if wish == _BENCH_BATCH or wish >= low:
         return max(low, wish if high is None else min(wish, high))
     return shown if shown is not None and shown > low else beyond(wish, limit)

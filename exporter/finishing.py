@@ -36,9 +36,9 @@ class Checks:
     """What a finished graph is held against.
 
     Attributes:
-        reference: Makes the reference; called only when something is measured, with the written unfused graph.
-        cases: Makes the parity grid, at sizes which a runner (the reference) takes.
-        bench: Makes the inputs of the timed run, the wish first, likewise.
+        reference: Makes the reference; called only when parity is asked for, with the written unfused graph.
+        cases: Makes the parity grid, at sizes which the reference takes.
+        bench: Makes the inputs of the timed run, the wish first, at sizes which a graph takes.
         others: Contenders besides the two graphs.
         seconds: Time for the latency run.
     """
@@ -151,8 +151,8 @@ def _measure(
             not_run["load"] = f"the model is for {graph.target}; {missing}"
         return None, None, None, not_run
     parity = latency = evidence = None
-    reference = checks.reference(unfused)
     if options.validate:
+        reference = checks.reference(unfused)
         cases = checks.cases(reference.run)
         parity = measure_parity(graph, unfused, reference, cases, progress)
         case = failing_case(parity, cases) if parity.verdict == "fail" else None
@@ -162,7 +162,7 @@ def _measure(
     if options.bench:
         latency = measure_latency(
             {"unfused": unfused, "fused": graph},
-            checks.bench(reference.run),
+            checks.bench,
             progress,
             others=checks.others,
             seconds=checks.seconds,

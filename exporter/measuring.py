@@ -156,7 +156,7 @@ def measure_parity(
 
 def measure_latency(
     graphs: Mapping[str, Graph],
-    cases: Sequence[Case],
+    cases: Callable[[Runner], Sequence[Case]],
     progress: Progress,
     *,
     others: Mapping[str, tuple[MakeContender, str]] | None = None,
@@ -169,7 +169,8 @@ def measure_latency(
 
     Args:
         graphs: Name to graph; "fused" is the one the others are compared with.
-        cases: Inputs to time with, the wish first; the first that all graphs run is taken, else nothing is timed.
+        cases: Makes the inputs to time with, the wish first, at sizes which a graph takes; the first that all graphs
+            run is taken, else nothing is timed.
         progress: Shows the stage.
         others: Further contenders: how to make one, and the provider to report.
         seconds: Time for all of it.
@@ -182,7 +183,7 @@ def measure_latency(
     count = threads or usable_threads()
     with progress.stage("bench"), ExitStack() as stack:
         sessions = {name: graph.open(threads=count, stop_spinning=True) for name, graph in graphs.items()}
-        case, why = _first_that_runs(sessions, cases)
+        case, why = _first_that_runs(sessions, cases(session_runner(next(iter(sessions.values())))))
         if case is None:
             return LatencyReport(verdict="not-run", shapes={}, threads=count, notes=(why,))
         contenders: dict[str, Callable[[], None]] = {}
@@ -292,7 +293,7 @@ def sweep(
             try:
                 timed = measure_latency(
                     graphs,
-                    [case],
+                    partial(_only, case),
                     quiet,
                     others=others,
                     seconds=seconds / len(cases),
@@ -308,6 +309,10 @@ def sweep(
             medians = {c.name: c.median_ms for c in timed.contenders}
             found.append(replace(point, medians=medians, ratios=timed.ratios))
     return tuple(found)
+
+
+def _only(case: Case, _: Runner) -> Sequence[Case]:
+    return [case]
 
 
 def _first_that_runs(

@@ -12,6 +12,7 @@ from typing import Any
 from ..runtime.errors import DeploymlError
 from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
+from ..runtime.reach import least_sizes
 from ..runtime.target import Fusion, TargetName
 from ..runtime.tensors import session_runner
 from .artifact import Artifact
@@ -91,8 +92,8 @@ def optimize(
         specs = input_specs(model)
         checks = Checks(
             reference=partial(_given_graph, path_or_model),
-            cases=partial(parity_cases, specs),
-            bench=partial(bench_cases, specs),
+            cases=lambda run: parity_cases(specs, limits=least_sizes(specs, run)),
+            bench=lambda run: bench_cases(specs, limits=least_sizes(specs, run)),
             seconds=bench_seconds,
         )
         return finish(

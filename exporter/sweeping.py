@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from ..runtime.errors import InputError
 from ..runtime.feeds import Case, InputSpec, draw
 from ..runtime.shapes import symbols_of
 
-__all__ = ["parse_sweep", "sweep_cases"]
+__all__ = ["check_axes", "parse_sweep", "sweep_cases"]
 
 _AXIS: Final = re.compile(r"([A-Za-z_]\w*)=(\d+(?:,\d+)*)")
 #: More combinations than this are a mistake, or a night.
@@ -42,18 +42,20 @@ def parse_sweep(text: str | None) -> dict[str, tuple[int, ...]]:
 def sweep_cases(
     specs: Sequence[InputSpec], wanted: Mapping[str, Sequence[int]], *, usual: Mapping[str, int]
 ) -> dict[tuple[tuple[str, int], ...], Case]:
-    """Inputs of every combination; axes that are not named keep their ``usual`` size.
+    """Inputs of every combination; axes that are not named keep their ``usual`` size."""
+    combinations = (tuple(zip(wanted, sizes, strict=True)) for sizes in itertools.product(*wanted.values()))
+    return {chosen: draw(specs, {**usual, **dict(chosen)}) for chosen in combinations}
+
+
+def check_axes(specs: Sequence[InputSpec], wanted: Iterable[str]) -> None:
+    """Hold the axes of a sweep against the model.
 
     Raises:
         InputError: if an axis is none of the model's.
     """
-    if not wanted:
-        return {}
     symbols = dict.fromkeys(s for spec in specs for dim in spec.shape for s in symbols_of(dim))
     unknown = [name for name in wanted if name not in symbols]
     if unknown:
         raise InputError(
             f"the model has no dynamic axis {', '.join(unknown)}", hint=f"its axes: {', '.join(symbols) or 'none'}"
         )
-    combinations = (tuple(zip(wanted, sizes, strict=True)) for sizes in itertools.product(*wanted.values()))
-    return {chosen: draw(specs, {**usual, **dict(chosen)}) for chosen in combinations}

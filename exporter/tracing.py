@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..runtime.attempt import Runner
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
-from ..runtime.reach import Limits
+from ..runtime.reach import Limits, least_sizes
 from ..runtime.target import TargetName
 from .capture import capture, check_dynamic
 from .capture.captured import Captured
@@ -63,11 +63,14 @@ class Traced:
 
     def parity_cases(self, run: Runner) -> tuple[Case, ...]:
         """Shapes that the trace did not see and ``run`` takes, and masks."""
-        return parity_cases(self.specs, run, traced=_traced_sizes(self), limits=axis_limits(self.captured))
+        return parity_cases(self.specs, traced=_traced_sizes(self), limits=self._limits(run))
 
     def bench_cases(self, run: Runner) -> tuple[Case, ...]:
         """Inputs of the timed run, the wish first, at sizes which ``run`` takes."""
-        return bench_cases(self.specs, run, traced=_traced_sizes(self), limits=axis_limits(self.captured))
+        return bench_cases(self.specs, traced=_traced_sizes(self), limits=self._limits(run))
+
+    def _limits(self, run: Runner) -> Limits:
+        return least_sizes(self.specs, run, shown=_traced_sizes(self), limits=axis_limits(self.captured))
 
     def contenders(self, target: TargetName) -> dict[str, tuple[MakeContender, str]]:
         """Eager torch, for the latency run."""

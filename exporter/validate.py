@@ -18,7 +18,6 @@ from ..runtime.target import TargetName
 from .against import Subject, open_source, open_subject
 from .artifact import FileNames
 from .bisect import compare_files, failing_case
-from .feeding import parity_cases
 from .measuring import Reference, measure_parity
 from .options import SourceOptions, picked
 from .own_data import own_cases
@@ -75,7 +74,7 @@ def validate(
         with open_source(against, subject, bars, options) as source:
             own = None if data is None else own_cases(data, source.specs)
             reference = source.reference()
-            cases = own or parity_cases(source.specs, reference.run, traced=source.traced)
+            cases = own or source.parity_cases(reference)
             parity = measure_parity(subject.graph, None, reference, cases, bars)
             parity = parity if own is None else _all_run(parity)
             case = failing_case(parity, cases) if parity.verdict == "fail" else None

@@ -162,7 +162,7 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> str:
 def _form(site: LockedSite) -> str:
     if site.status == "fused":
         return (site.op or "one node").removeprefix("com.microsoft::")
-    return f"{counted(site.nodes, 'plain node')}"
+    return counted(site.nodes, "plain node")
 
 
 def _because(site: LockedSite) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -27,8 +27,11 @@ __all__ = [
     "draw",
     "elements",
     "grid",
+    "grid_sizes",
+    "is_called_batch",
     "role_of",
     "root_symbols",
+    "signals",
 ]
 
 Role = Literal[
@@ -104,7 +107,7 @@ def role_of(name: str, dtype: str) -> Role:
     """Guess the role of an input from the names that transformers and torch use; "values" if none fits."""
     low = name.lower()
     integer = dtype.startswith(("int", "uint"))
-    if "pad" in low and (dtype == "bool" or (integer and "mask" not in low)):
+    if "pad" in low and dtype == "bool":
         return "key-padding-mask"  # PyTorch's and fairseq's: true where a position is padded
     if "mask" in low and "pos" not in low:
         return "attention-mask"
@@ -114,7 +117,9 @@ def role_of(name: str, dtype: str) -> Role:
         return "position-ids"
     if ("token_type" in low or "segment" in low) and integer:
         return "token-type-ids"
-    return "token-ids" if low.endswith(("ids", "tokens", "idx")) and integer else "values"
+    if low.endswith(("ids", "tokens", "idx")) and integer:
+        return "token-ids"
+    return "key-padding-mask" if "padding" in low and integer else "values"
 
 
 def grid(
@@ -139,13 +144,23 @@ def grid(
     """
     if not specs:
         raise InputError("a model without inputs cannot be compared", hint="give at least one input")
-    roots = root_symbols(specs)
-    shapes = _unique([_sizes_for(roots, *pair, traced or {}, limits or {}) for pair in _SIZES])
+    shapes = grid_sizes(specs, traced=traced, limits=limits)
     has_mask = any(_maskable(spec) for spec in specs)
     kinds: list[MaskKind] = [k for k in masks if k != "full"] if has_mask else []
     cases = [draw(specs, sizes, seed=seed) for sizes in shapes]
     cases += [draw(specs, s, mask=k, seed=seed) for s, k in _padded_pairs(specs, shapes, kinds)]
     return tuple(cases)
+
+
+def grid_sizes(
+    specs: Sequence[InputSpec],
+    *,
+    traced: Mapping[str, int] | None = None,
+    limits: Mapping[str, tuple[int, int | None]] | None = None,
+) -> list[dict[str, int]]:
+    """The sizes of the grid's shapes, each once; the second of them is the smallest."""
+    roots = root_symbols(specs)
+    return _unique([_sizes_for(roots, *pair, traced or {}, limits or {}) for pair in _SIZES])
 
 
 def draw(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, mask: MaskKind = "full", seed: int = 0) -> Case:
@@ -162,9 +177,29 @@ def draw(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, mask: MaskKind
     return Case(name=name, feeds=feeds, sizes=dict(sizes), masks=unique)
 
 
-def elements(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
-    """How many elements the largest input has at some sizes."""
-    return max(math.prod(evaluate(dim, sizes) for dim in spec.shape) for spec in specs)
+def elements(shapes: Iterable[Sequence[int | str]], sizes: Mapping[str, int]) -> int:
+    """How many elements the largest of some inputs has at some sizes."""
+    return max((math.prod(evaluate(dim, sizes) for dim in shape) for shape in shapes), default=0)
+
+
+def signals(inputs: Iterable[tuple[str, str, Sequence[int | str]]]) -> set[str]:
+    """Symbols along which samples of a signal or pixels lie, which may be many where tokens would fill the memory.
+
+    They end an input of floats that is no mask, and are no size of integers that are none: of token ids.
+
+    Args:
+        inputs: Name, dtype and shape of each input.
+    """
+    told = [(dtype, shape) for name, dtype, shape in inputs if shape and "mask" not in role_of(name, dtype)]
+    last = {symbol for dtype, shape in told if "float" in dtype for symbol in symbols_of(shape[-1])}
+    return last - {
+        symbol for dtype, shape in told if "float" not in dtype for dim in shape for symbol in symbols_of(dim)
+    }
+
+
+def is_called_batch(symbol: str) -> bool:
+    """Whether an axis goes by a name of the batch."""
+    return symbol.lower().startswith("batch") or symbol.lower() in ("b", "n", "bs")
 
 
 def _new_tokens(spec: InputSpec, sizes: Mapping[str, int]) -> int:
@@ -212,7 +247,7 @@ def _values(
     if dtype == np.dtype(bool):
         return rng.random(shape) < 0.5
     if dtype.kind in "iu":
-        high = spec.bound if spec.bound is not None else _DEFAULT_BOUND[spec.role]
+        high = spec.bound if spec.bound is not None else _DEFAULT_BOUND.get(spec.role, 2)
         drawn = _begun(rng.integers(0, max(1, high), shape).astype(dtype), high, spec.marks)
         return np.sort(drawn, -1) if spec.role == "boxes" else drawn
     if spec.role == "boxes":
@@ -241,6 +276,8 @@ def _mask_values(spec: InputSpec, keep: np.ndarray, shape: tuple[int, ...], dtyp
 
 def _positions(shape: tuple[int, ...], kept: Mapping[str, np.ndarray], bound: int | None) -> np.ndarray:
     """Counted over real positions, as generation code does; padded ones before the first get 0."""
+    if not shape:
+        return np.zeros((), np.int64)
     keep = next((m for m in kept.values() if m.shape == shape), None)
     ids = np.broadcast_to(np.arange(shape[-1]), shape) if keep is None else np.cumsum(keep, -1) - 1
     ids = np.maximum(ids, 0)
@@ -256,7 +293,7 @@ def root_symbols(specs: Sequence[InputSpec]) -> list[tuple[str, bool]]:
 
 def _batch_symbol(specs: Sequence[InputSpec], names: Sequence[str]) -> str | None:
     """The symbol that is called so or else leads a mask, an input of more than one symbol, or any input."""
-    called_so = [n for n in names if n.lower().startswith("batch") or n.lower() in ("b", "n", "bs")]
+    called_so = [n for n in names if is_called_batch(n)]
     masks = [spec.shape for spec in specs if _maskable(spec)]
     several = [spec.shape for spec in specs if sum(isinstance(d, str) for d in spec.shape) > 1]
     leading = [shape[0] for shape in [*masks, *several, *(s.shape for s in specs)] if shape]
@@ -294,6 +331,7 @@ def beyond(wish: int, limit: tuple[int, int | None], shown: int | None = None) -
     if wish >= low:
         return wish
     size = low + (wish - 1) * max(1, low // 4, ((shown or low) - low) // 8)
+    size = size if shown is None else min(size, 2 * max(shown, low))
     return size if high is None else min(size, high)
 
 

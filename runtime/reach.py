@@ -11,17 +11,15 @@ from typing import Final
 
 from .attempt import Runner, attempt
 from .errors import DeploymlError
-from .feeds import InputSpec, draw, elements, grid, root_symbols
-from .shapes import symbols_of
+from .feeds import InputSpec, draw, elements, grid_sizes, root_symbols, signals
 
 __all__ = ["Limits", "least_sizes"]
 
 #: Symbol to its smallest and largest size (None: no limit).
 Limits = Mapping[str, tuple[int, int | None]]
 
-#: Sizes to find one at which a model runs, where no example shows one; beyond a thousand for signals alone, as so many
-#: tokens would fill the memory.
-_GUESSES: Final = tuple(2**power for power in range(5, 17))
+#: Sizes to find one at which a model runs, where no example shows one; the larger ones for signals alone.
+_GUESSES: Final = tuple(2**power for power in range(5, 15))
 _TOKENS: Final = 1024
 #: No input of more elements is tried.
 _MOST_ELEMENTS: Final = 1 << 21
@@ -33,7 +31,7 @@ def least_sizes(
     """Raise the smallest size of each axis but the batch to one at which the model runs.
 
     A model that runs at the first sizes of the parity grid, and at smallest sizes that are known, keeps its limits; so
-    does one that runs nowhere.
+    does one that runs nowhere, or not at the sizes of the grid that would follow.
 
     Args:
         specs: The model's inputs.
@@ -44,49 +42,49 @@ def least_sizes(
     Returns:
         The limits, with those lower ends raised below which the model refuses its inputs.
     """
-    known = dict(limits or {})
-
-    def runs(sizes: Mapping[str, int]) -> bool:
-        try:
-            case = draw(specs, sizes)
-            return attempt(run, case.feeds)[0] is not None
-        except DeploymlError:  # a size that cannot be, or memory ran out
-            return False
-
-    first = grid(specs, traced=shown, limits=known, masks=())[0]
-    roots = root_symbols(specs)
-    lows = {symbol: max(1, known.get(symbol, (1, None))[0]) for symbol, _ in roots}
-    bounded = any(lows[symbol] > 1 for symbol, is_batch in roots if not is_batch)
-    if not roots or (runs(first.sizes) and not (bounded and not runs(lows))):
+    known, roots = dict(limits or {}), root_symbols(specs)
+    if not roots:
         return known
-    anchor = next((sizes for sizes in _anchors(specs, first.sizes, shown or {}, known) if runs(sizes)), None)
+    runs = _trial(specs, run)
+    lengths = [symbol for symbol, is_batch in roots if not is_batch] or [symbol for symbol, _ in roots]
+    lows = {symbol: max(1, known.get(symbol, (1, None))[0]) for symbol, _ in roots}
+    first = grid_sizes(specs, traced=shown, limits=known)[0]
+    if runs(first) and (all(lows[symbol] == 1 for symbol in lengths) or runs(lows)):
+        return known
+    anchor = next((sizes for sizes in _anchors(specs, lengths, first, shown or {}, known) if runs(sizes)), None)
     if anchor is None:
         return known
-    for symbol, is_batch in roots:
-        if not is_batch:
-            low, high = known.get(symbol, (1, None))
-            known[symbol] = (_least(symbol, low, anchor, runs), high)
-    return known
+    raised = known | {s: (_least(s, lows[s], anchor, runs), known.get(s, (1, None))[1]) for s in lengths}
+    return raised if runs(grid_sizes(specs, traced=shown, limits=raised)[0]) else known
+
+
+def _trial(specs: Sequence[InputSpec], run: Runner) -> Callable[[Mapping[str, int]], bool]:
+    def runs(sizes: Mapping[str, int]) -> bool:
+        try:
+            return attempt(run, draw(specs, sizes).feeds)[0] is not None
+        except (DeploymlError, ValueError):  # sizes that cannot be (n - 4 of n = 1), or memory ran out
+            return False
+
+    return runs
 
 
 def _anchors(
-    specs: Sequence[InputSpec], first: Mapping[str, int], shown: Mapping[str, int], limits: Limits
+    specs: Sequence[InputSpec],
+    lengths: Sequence[str],
+    first: Mapping[str, int],
+    shown: Mapping[str, int],
+    limits: Limits,
 ) -> list[dict[str, int]]:
     """Sizes to begin from: those of the example, else larger and larger ones."""
-    roots = root_symbols(specs)
-    found = [{symbol: shown[symbol] for symbol, _ in roots}] if all(symbol in shown for symbol, _ in roots) else []
-    floats = [spec.shape for spec in specs if spec.shape and spec.dtype.startswith("float")]
-    signals = {symbol for shape in floats for symbol in symbols_of(shape[-1])}
+    long = signals((spec.name, spec.dtype, spec.shape) for spec in specs)
+    shapes = [spec.shape for spec in specs]
+    found = [{symbol: shown[symbol] for symbol in first}] if first.keys() <= shown.keys() else []
     for guess in _GUESSES:
-        sizes = {
-            symbol: first[symbol] if is_batch else _within(guess, limits.get(symbol, (1, None)))
-            for symbol, is_batch in roots
-        }
-        if guess > _TOKENS and not signals.issuperset(symbol for symbol, is_batch in roots if not is_batch):
-            break
-        if sizes not in found and elements(specs, sizes) <= _MOST_ELEMENTS:
+        tried = {s: guess if s in long else min(guess, _TOKENS) for s in lengths}
+        sizes = {**first, **{s: _within(size, limits.get(s, (1, None))) for s, size in tried.items()}}
+        if sizes not in found and elements(shapes, sizes) <= _MOST_ELEMENTS:
             found.append(sizes)
-    return found
+    return [sizes for sizes in found if all(sizes[s] >= limits.get(s, (1, None))[0] for s in lengths)]
 
 
 def _within(size: int, limit: tuple[int, int | None]) -> int:
@@ -96,7 +94,7 @@ def _within(size: int, limit: tuple[int, int | None]) -> int:
 
 def _least(symbol: str, low: int, anchor: Mapping[str, int], runs: Callable[[Mapping[str, int]], bool]) -> int:
     """The least size of one axis at which the model runs, the others at the anchor: what runs at one runs above it."""
-    fails, works = max(0, low - 1), anchor[symbol]
+    fails, works = low - 1, anchor[symbol]
     while works - fails > 1:
         middle = (fails + works) // 2
         if runs({**anchor, symbol: middle}):

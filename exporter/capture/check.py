@@ -51,8 +51,8 @@ def check_dynamic(loaded: Loaded, captured: Captured) -> tuple[str, ...]:
     padding to them is a branch of its own, and where the program cuts an axis at numbers, beyond the last of them,
     because a loop over blocks was unrolled for as many as the examples have, and where a size that it computes (the
     frames of a convolution) was taken for a constant, where that is another. Sizes that the model itself refuses are
-    left out. Costs two or three runs of the model and of the program on small inputs, and one for each axis, block and
-    cut.
+    left out. Costs two or three runs of the model and of the program on small inputs, and one for each axis, block, cut
+    and such constant.
 
     Args:
         loaded: What was captured.

@@ -40,7 +40,7 @@ def undeclared_limits(program: ExportedProgram, examples: Examples) -> dict[str,
 
 
 def trace_beyond_limits(
-    module: torch.nn.Module, program: ExportedProgram, examples: Examples, outputs: Outputs
+    module: torch.nn.Module, program: ExportedProgram, examples: Examples, outputs: Outputs, *, whole: bool = False
 ) -> ExportedProgram | None:
     """A program without the undeclared limits of another one, or with higher ones; None where the model has them.
 
@@ -51,13 +51,14 @@ def trace_beyond_limits(
         program: Its trace at the given sizes.
         examples: Inputs and declared axes.
         outputs: Receives the names of the results.
+        whole: Whether ``int`` of a size was a size in that trace.
     """
     limits = undeclared_limits(program, examples)
     if not limits or max(limits.values()) >= _FAR or any(axis.derived for _, _, axis in examples.dynamic()):
         return None
     longer = examples.resized({name: limit + 1 for name, limit in limits.items()})
     try:
-        found = trace(module, longer, outputs)
+        found = trace(module, longer, outputs, whole=whole)
     except Exception:  # the limit is the model's own
         return None
     if lost_axes(found, longer) or merged_axes(found, longer):

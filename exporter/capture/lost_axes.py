@@ -17,7 +17,7 @@ from ..source_map import Frame
 from .inputs import Axis, Examples
 from .trace import fixed_size, trace, user_tensors
 
-__all__ = ["LostAxis", "fixed_axes", "lost_axes", "lost_axes_error", "merged_axes"]
+__all__ = ["LostAxis", "environment_of", "fixed_axes", "lost_axes", "lost_axes_error", "merged_axes"]
 
 _HINT: Final = (
     "Let that line use the size as it comes (x.shape[1], not int(x.shape[1]) and no Python loop over it), "

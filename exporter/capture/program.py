@@ -110,9 +110,10 @@ def _trace_at_best_sizes(
                 break
             continue
         if not merged_axes(program, variant) and not _lost(program, variant):
-            program = (_keeping(module, variant, outputs, whole=True) if numbers else None) or program
-            program = trace_beyond_ones(module, program, examples, outputs) or program
-            return trace_beyond_limits(module, program, examples, outputs) or program, ()
+            in_sizes = _keeping(module, variant, outputs, whole=True) if numbers else None
+            whole, program = in_sizes is not None, in_sizes or program
+            program = trace_beyond_ones(module, program, examples, outputs, whole=whole) or program
+            return trace_beyond_limits(module, program, examples, outputs, whole=whole) or program, ()
         second_best = second_best or program
     if second_best is not None and not _lost(second_best, examples):
         return second_best, ()
@@ -157,15 +158,16 @@ def _told_apart(
     assumed: tuple[Decision | LongWay, ...], module: torch.nn.Module, examples: Examples, numbers: tuple[int, ...]
 ) -> tuple[Decision | LongWay, ...]:
     """What was assumed, with the numbers for which an answer is known to be another."""
-    if not numbers:
-        return assumed
-    steady = constant_answers(module, examples, numbers) or {}
-    return tuple(
-        dataclasses.replace(decision, differs_for=numbers)
-        if isinstance(decision, Decision) and decision.frame not in steady
-        else decision
-        for decision in assumed
-    )
+    found = {number: constant_answers(module, examples, (number,)) for number in numbers}
+    steady = {number: answers for number, answers in found.items() if answers is not None}
+
+    def told(decision: Decision | LongWay) -> Decision | LongWay:
+        if not isinstance(decision, Decision):
+            return decision
+        others = tuple(number for number, answers in steady.items() if decision.frame not in answers)
+        return dataclasses.replace(decision, differs_for=others)
+
+    return tuple(told(decision) for decision in assumed)
 
 
 def _broadcasting(module: torch.nn.Module, examples: Examples, outputs: Outputs) -> ExportedProgram | None:

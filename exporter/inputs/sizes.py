@@ -9,7 +9,7 @@ from typing import Any
 from ...runtime.shapes import symbols_of
 from .spec import InputSpec
 
-__all__ = ["Limits", "SizeChooser", "choose_sizes", "numbers_of"]
+__all__ = ["Limits", "SizeChooser", "choose_sizes", "limit_of", "numbers_of"]
 
 #: Smallest and largest example size per dimension name.
 Limits = dict[str, tuple[int, int | None]]
@@ -100,12 +100,15 @@ def choose_sizes(specs: tuple[InputSpec, ...], taken: set[int], limits: Limits) 
     sizes: dict[str, int] = {}
     for dim in (name for spec in specs for size in spec.dims for name in symbols_of(size)):
         if dim not in sizes:
-            low, high = limits.get(dim) or _limits_by_name(dim, limits)
+            low, high = limit_of(dim, limits)
             sizes[dim] = chooser.pick(at_least=low if high is None else min(low, high), at_most=high)
     return sizes
 
 
-def _limits_by_name(dim: str, limits: Limits) -> tuple[int, int | None]:
+def limit_of(dim: str, limits: Limits) -> tuple[int, int | None]:
+    """The smallest and largest example size of a dimension, by its name or by what the name means."""
+    if dim in limits:
+        return limits[dim]
     if "batch" in dim.lower() or dim.lower() in ("b", "n"):
         return limits["batch"]
     return (5, limits["seq"][1]) if any(word in dim.lower() for word in _LENGTHS) else (5, None)

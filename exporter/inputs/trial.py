@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from math import prod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
-from ...runtime.shapes import evaluate, symbols_of
-from .sizes import Limits, choose_sizes
+from ...runtime.feeds import elements, is_called_batch, signals
+from ...runtime.shapes import symbols_of
+from .sizes import Limits, choose_sizes, limit_of
 from .spec import InputSpec
 
 __all__ = ["does_run", "sizes_that_run"]
@@ -34,14 +36,15 @@ def sizes_that_run(
         The sizes, and sentences for the user. Where the model runs at none, those chosen for their names.
     """
     first = choose_sizes(specs, taken, limits)
-    leading = {symbol for spec in specs if len(spec.dims) > 1 for symbol in symbols_of(spec.dims[0])}
-    growing = [name for name in first if name not in leading] or list(first)
+    growing = _growing(specs, first)
     if not growing or runs(first):
         return first, ()
+    long = signals((spec.name, spec.dtype, spec.dims) for spec in specs)
     found: dict[str, int] | None = None
-    for least in _LARGER if _is_signal(specs, growing) else _LARGER[: _LARGER.index(_TOKENS) + 1]:
-        sizes = choose_sizes(specs, taken, {**limits, **dict.fromkeys(growing, (least, None))})
-        runs_there = _elements(specs, sizes) <= _MOST_ELEMENTS and runs(sizes)
+    for least in _LARGER:
+        larger = {name: (least if name in long else min(least, _TOKENS), limit_of(name, limits)[1]) for name in growing}
+        sizes = choose_sizes(specs, taken, {**limits, **larger})
+        runs_there = elements((spec.dims for spec in specs), sizes) <= _MOST_ELEMENTS and runs(sizes)
         if found is not None:  # one size more than it takes: at the least there may be a single frame
             found = sizes if runs_there else found
             break
@@ -52,19 +55,22 @@ def sizes_that_run(
     return found, (f"in the example inputs {listed}: the model does not run on the small ones that were tried",)
 
 
-def _is_signal(specs: tuple[InputSpec, ...], growing: list[str]) -> bool:
-    """Whether every axis that may grow is the last of some input of floats: no features stand behind it."""
-    last = {symbol for spec in specs if spec.dims and "float" in spec.dtype for symbol in symbols_of(spec.dims[-1])}
-    return last.issuperset(growing)
+def _growing(specs: tuple[InputSpec, ...], names: Iterable[str]) -> list[str]:
+    """All names of sizes but the batch, which goes by its name or leads an input."""
+    batch = {name for name in names if is_called_batch(name)}
+    leading = {symbol for spec in specs if len(spec.dims) > 1 for symbol in symbols_of(spec.dims[0])}
+    batch = batch & leading or batch or leading
+    return [name for name in names if name not in batch] or list(names)
 
 
 def does_run(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a module runs on these inputs; random numbers that it draws are given back."""
+    """Whether a module runs on these inputs; what it draws at random or keeps for the next call is taken back."""
     import torch
 
     from ..capture.quiet import quiet
+    from ..capture.trace import slow_paths
 
-    with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with quiet(), slow_paths(), torch.no_grad(), torch.random.fork_rng(devices=[]), _forgetting(module):
         try:
             module(*args, **kwargs)
         except Exception:  # a model raises what it likes; whether it was the size shows at another
@@ -72,5 +78,21 @@ def does_run(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> b
     return True
 
 
-def _elements(specs: tuple[InputSpec, ...], sizes: dict[str, int]) -> int:
-    return max(prod(evaluate(dim, sizes) for dim in spec.dims) for spec in specs)
+@contextmanager
+def _forgetting(module: Any) -> Iterator[None]:
+    """Put back what a module binds to itself inside the block: a table made for one length is a limit to a trace."""
+    kept = [(part, dict(vars(part)), _copies(part)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, names, held in kept:
+            vars(part).clear()
+            vars(part).update(names)
+            for container, content in held:
+                container.clear()
+                container.update(content)
+
+
+def _copies(part: Any) -> list[tuple[Any, Any]]:
+    """The containers in which a module keeps its buffers and parts, each with a copy of what is in it."""
+    return [(value, value.copy()) for value in vars(part).values() if type(value) in (dict, set, OrderedDict)]

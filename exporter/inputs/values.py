@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.feeds import role_of
 from ...runtime.shapes import evaluate
 from .spec import InputSpec
 
@@ -70,9 +71,7 @@ def _role(spec: InputSpec) -> str:
     name, words = spec.name.lower(), spec.name.lower().replace(".", "_").split("_")
     if "bbox" in name:
         return "boxes"
-    if "mask" in name:
-        return "mask"
-    if spec.dtype == "bool":
+    if "mask" in name or spec.dtype == "bool" or _is_padding(spec):
         return "mask"
     if "float" in spec.dtype:
         return "floats"
@@ -123,8 +122,11 @@ def _mask(spec: InputSpec, shape: tuple[int, ...], dtype: Any) -> Any:
     mask = torch.ones(shape, dtype=torch.bool)
     if len(shape) >= 2 and shape[-1] >= 2:
         mask[(-1,) * (len(shape) - 1)][_kept(shape[-1]) :] = False
-    padding = spec.dtype == "bool" and "padding" in spec.name.lower()
-    return (~mask if padding else mask).to(dtype)
+    return (~mask if _is_padding(spec) else mask).to(dtype)
+
+
+def _is_padding(spec: InputSpec) -> bool:
+    return role_of(spec.name, spec.dtype) == "key-padding-mask"
 
 
 def _kept(length: int) -> int:

@@ -149,7 +149,7 @@ def parity_sentence(parity: ParityReport) -> str:
 def latency_sentence(latency: LatencyReport) -> str:
     """How it was timed."""
     shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in latency.shapes.items())
-    threads = f"{counted(latency.threads, 'thread')}"
+    threads = counted(latency.threads, "thread")
     return f"All contenders were timed in turn in one process, on the same tensors ({shapes}) and {threads}."
 
 

@@ -95,3 +95,16 @@ def test_a_branch_on_padding_that_means_something_stays_an_assumption() -> None:
     [note] = [note for note in captured.notes if "if not padding.any()" in note]
     assert "gives False, as it did for the example and every varied input tried without 1 among its ids;" in note
     assert note.endswith("It gave True with 1 among them.")
+
+
+class AlsoMasked(PaddingOfIds):
+    """Looks for another number too, which changes no answer."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * ids.ne(3).sum().clamp(1, 1)
+
+
+def test_only_the_number_that_gives_the_other_answer_is_named() -> None:
+    captured = capture(_ids(AlsoMasked(otherwise=1.0)))
+    [note] = [note for note in captured.notes if "if not padding.any()" in note]
+    assert "without 1 among its ids;" in note

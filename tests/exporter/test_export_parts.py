@@ -21,6 +21,7 @@ from deployml.exporter.options import Options, output_path, require_count
 from deployml.exporter.settled import settled_outputs
 from deployml.exporter.writing import stamp, weight_bytes, write_models
 from deployml.runtime.errors import DeploymlBug, InputError, UnsupportedError, VerdictError
+from deployml.runtime.feeds import InputSpec
 from deployml.runtime.files import Staging
 from deployml.runtime.report import Site
 
@@ -152,6 +153,31 @@ def test_timing_inputs_shrink_until_a_model_takes_them():
 def test_timing_inputs_are_no_smaller_than_a_model_takes(traced, lengths):
     cases = bench_cases(input_specs(model_with()), traced=traced, limits={"seq": (300, None)})
     assert {case.sizes["seq"] for case in cases} == lengths
+
+
+@pytest.mark.parametrize(("real", "role"), [(True, "attention-mask"), (False, "key-padding-mask")])
+def test_what_a_padding_mask_means_is_told_by_its_example(real, role):
+    model = model_with(text=TEXT.replace("mask", "padding_mask"))
+    padded = np.array([[real] * 5, [real] * 3 + [not real] * 2])
+    found = {spec.name: spec.role for spec in input_specs(model, examples={"padding_mask": padded})}
+    assert found["padding_mask"] == role
+
+
+def test_padding_of_one_axis_and_scalars_are_drawn():
+    specs = [
+        InputSpec(name="n_padding", dtype="int64", shape=("batch",), role="key-padding-mask"),
+        InputSpec(name="position", dtype="int64", shape=(), role="position-ids"),
+        InputSpec(name="attention_mask", dtype="int64", shape=("batch",), role="attention-mask"),
+    ]
+    assert all(case.feeds["position"].shape == () and case.feeds["n_padding"].ndim == 1 for case in parity_cases(specs))
+    assert bench_cases([])[0].feeds == {}
+
+
+def test_an_axis_called_n_beside_the_batch_is_a_length():
+    spec = InputSpec(name="samples", dtype="float32", shape=("batch", "n"))
+    assert bench_cases([spec])[0].sizes == {"batch": 1, "n": 128}
+    long = bench_cases([spec], traced={"batch": 2, "n": 1000}, limits={"n": (400, None)})
+    assert long[0].sizes == {"batch": 1, "n": 1000}
 
 
 def test_an_input_without_rank_cannot_be_fed():

@@ -142,6 +142,38 @@ def test_sizes_grow_until_the_model_runs():
     assert [note for note in loaded.notes if f"length is {length}: the model does not run on the small" in note]
 
 
+class Remembers(nn.Module):
+    """Keeps a table as long as the longest input so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(0), persistent=False)
+        self.seen = {}
+
+    def forward(self, x):
+        if self.table.shape[0] < x.shape[-1]:
+            self.register_buffer("table", torch.arange(x.shape[-1]) * 1.0, persistent=False)
+        self.seen[x.shape[-1]] = True
+        self.last = x.shape[-1]
+        return x + self.table[: x.shape[-1]]
+
+
+def test_what_a_model_keeps_from_the_trial_is_forgotten():
+    loaded = load(Remembers(), inputs=("x:float32[batch,length]",))
+    with loaded:
+        assert loaded.module.table.shape == (0,) and not loaded.module.seen and not hasattr(loaded.module, "last")
+
+
+def test_the_batch_does_not_grow():
+    class TimeFirst(nn.Module):
+        def forward(self, x):
+            assert x.shape[0] >= 100
+            return x * 2
+
+    loaded = load(TimeFirst(), inputs=("x:float32[time,batch,8]",))
+    assert loaded.kwargs["x"].shape[0] >= 256 and loaded.kwargs["x"].shape[1] < 20
+
+
 def test_sizes_stay_where_no_size_helps():
     loaded = load(nn.Linear(4, 4), inputs=("input:float32[items,length,5]",))
     assert max(loaded.kwargs["input"].shape) < 20

@@ -54,7 +54,7 @@ def test_it_is_compared_at_lengths_with_several_frames(exported: Artifact) -> No
     assert len(frames) > 3 and min(frames) == 1
 
 
-def test_its_file_is_checked_validated_and_timed_at_such_lengths(exported: Artifact, tmp_path: Path) -> None:
+def test_its_file_is_checked_validated_and_timed_at_such_lengths(exported: Artifact) -> None:
     plain = exported.path.with_name("m.unfused.onnx")
     deployml.lock(exported.path)
     found = deployml.check(exported.path, against=plain)
@@ -63,6 +63,15 @@ def test_its_file_is_checked_validated_and_timed_at_such_lengths(exported: Artif
     assert deployml.validate(exported.path, against=plain).verdict == "pass"
     timed = deployml.bench(exported.path, seconds=0.2).latency
     assert timed is not None and timed.shapes["samples"] == (1, 180 + 127 * 45)
+
+
+def test_an_example_of_a_single_frame_will_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    axes = {0: "batch", 1: "length"}
+    inputs = (torch.randn(2, 200), torch.ones(2, 200, dtype=torch.long))
+    made = deployml.export(Speech().eval(), inputs, output=tmp_path / "m.onnx", dynamic_shapes=(axes, axes), html=False)
+    assert made.report.parity is not None and made.report.parity.verdict == "pass"
+    assert len({compared.shape[1] for compared in made.report.parity.comparisons}) > 1
 
 
 def test_a_file_of_unknown_origin_is_compared_there_too(exported: Artifact, tmp_path: Path) -> None:

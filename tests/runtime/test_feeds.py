@@ -130,6 +130,8 @@ def test_limits_hold():
         ("src_padding_mask", "bool", "key-padding-mask"),
         ("padding_mask", "int64", "attention-mask"),
         ("past_values_padding", "int64", "key-padding-mask"),
+        ("padded_input_ids", "int64", "token-ids"),
+        ("pad_id", "int64", "values"),
         ("position_ids", "int64", "position-ids"),
         ("token_type_ids", "int64", "token-type-ids"),
         ("pixel_values", "float32", "values"),

@@ -43,7 +43,10 @@ def test_bounds_that_are_known_are_kept() -> None:
 
 
 def test_no_thousands_of_tokens_are_tried() -> None:
-    tokens = (InputSpec(name="ids", dtype="int64", shape=("batch", "length")),)
+    tokens = (
+        InputSpec(name="mask", dtype="float32", shape=("batch", "length"), role="attention-mask"),
+        InputSpec(name="ids", dtype="int64", shape=("batch", "length")),
+    )
     scaled = (InputSpec(name="scale", dtype="float32", shape=()), *SPEECH)
     assert least_sizes(scaled, Least(3000)) == {"length": (3000, None)}
     assert least_sizes(tokens, Least(3000)) == {} and least_sizes(tokens, Least(1000)) == {"length": (1000, None)}
@@ -52,6 +55,25 @@ def test_no_thousands_of_tokens_are_tried() -> None:
 def test_a_model_that_runs_is_asked_once() -> None:
     model = Least(5)
     assert least_sizes(SPEECH, model) == {} and model.runs == 1
+
+
+def test_a_single_axis_is_a_length() -> None:
+    audio = (InputSpec(name="audio", dtype="float32", shape=("samples",)),)
+    assert least_sizes(audio, Least(400)) == {"samples": (400, None)}
+
+
+def test_an_example_below_what_is_known_lowers_nothing() -> None:
+    limits = {"length": (40, None)}
+    assert least_sizes(SPEECH, Least(90), shown={"batch": 1, "length": 30}, limits=limits) == {"length": (90, None)}
+
+
+def test_sizes_that_no_grid_can_have_are_not_taken_for_least_ones() -> None:
+    def square(feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        (value,) = feeds.values()
+        assert value.shape[-1] == value.shape[-2]
+        return [value]
+
+    assert least_sizes(IMAGE, square) == {}
 
 
 def test_a_model_that_runs_nowhere_keeps_its_limits() -> None:

@@ -148,7 +148,8 @@ def grid(
     has_mask = any(_maskable(spec) for spec in specs)
     kinds: list[MaskKind] = [k for k in masks if k != "full"] if has_mask else []
     cases = [draw(specs, sizes, seed=seed) for sizes in shapes]
-    cases += [draw(specs, s, mask=k, seed=seed) for s, k in _padded_pairs(specs, shapes, kinds)]
+    least = {symbol: low for symbol, (low, _) in (limits or {}).items()}
+    cases += [draw(specs, s, mask=k, seed=seed, least=least) for s, k in _padded_pairs(specs, shapes, kinds)]
     return tuple(cases)
 
 
@@ -163,13 +164,27 @@ def grid_sizes(
     return _unique([_sizes_for(roots, *pair, traced or {}, limits or {}) for pair in _SIZES])
 
 
-def draw(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, mask: MaskKind = "full", seed: int = 0) -> Case:
-    """One case of the given sizes and mask kind. Left and other padding moves the position ids along."""
+def draw(
+    specs: Sequence[InputSpec],
+    sizes: Mapping[str, int],
+    *,
+    mask: MaskKind = "full",
+    seed: int = 0,
+    least: Mapping[str, int] | None = None,
+) -> Case:
+    """One case of the given sizes and mask kind. Left and other padding moves the position ids along.
+
+    With ``least``, the smallest size of a symbol, no row keeps fewer positions: less than a frame of speech is no row.
+    """
     label = " ".join(f"{name}={size}" for name, size in sizes.items())
     has_mask = any(_maskable(spec) for spec in specs)
     name = f"{label} mask={mask}".strip() if has_mask else label or "fixed"
     shapes = {spec.name: tuple(evaluate(dim, sizes) for dim in spec.shape) for spec in specs}
-    kept = {s.name: keep_mask(mask, shapes[s.name], _rng(seed, name, s.name)) for s in specs if _maskable(s)}
+    kept = {
+        s.name: keep_mask(mask, shapes[s.name], _rng(seed, name, s.name), _shortest(s.shape[-1], least or {}))
+        for s in specs
+        if _maskable(s)
+    }
     feeds = {s.name: _values(s, shapes[s.name], kept, _rng(seed, name, s.name)) for s in specs}
     masks = [m for m in kept.values() if m.ndim == 2]
     masks += [kept[s.name][:, -new:] for s in specs if s.name in kept and (new := _new_tokens(s, sizes))]
@@ -208,15 +223,21 @@ def _new_tokens(spec: InputSpec, sizes: Mapping[str, int]) -> int:
     return sizes.get(symbols[-1], 0) if len(symbols) > 1 else 0
 
 
-def keep_mask(kind: MaskKind, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A boolean mask [batch, length], True at real positions. Every row keeps one position, save in "dead-row".
+def _shortest(dim: int | str, least: Mapping[str, int]) -> int:
+    """How many positions a row must keep; a bound of 2, which torch likes to draw, is none of the model's."""
+    low = least.get(dim, 1) if isinstance(dim, str) else 1
+    return low if low > 2 else 1
+
+
+def keep_mask(kind: MaskKind, shape: tuple[int, ...], rng: np.random.Generator, least: int = 1) -> np.ndarray:
+    """A boolean mask [batch, length], True at real positions. Every row keeps ``least``, save in "dead-row".
 
     For kinds that pad on a side, row lengths differ; the first row of "mixed" is whole.
     """
     batch, length = shape[0], shape[-1]
     rows = np.arange(batch)[:, None]
     columns = np.arange(length)[None, :]
-    lengths = np.maximum(1, length - 1 - (rows * max(1, length // max(batch, 2))) % max(1, length - 1))
+    lengths = np.maximum(min(least, length), length - 1 - (rows * max(1, length // max(batch, 2))) % max(1, length - 1))
     if kind == "right":
         return columns < lengths
     if kind == "left":
@@ -227,10 +248,11 @@ def keep_mask(kind: MaskKind, shape: tuple[int, ...], rng: np.random.Generator) 
         keep = rng.random((batch, length)) < 0.6
         keep[:, length // 2] = False
         keep[:, -1] = True
+        keep[:, : least if least > 1 else 0] = True
         return keep
     keep = np.ones((batch, length), bool)
     if kind == "one-token":
-        keep[-1, 1:] = False
+        keep[-1, least:] = False
     if kind == "dead-row":
         keep[-1] = False
     return keep

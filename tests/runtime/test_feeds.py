@@ -114,6 +114,14 @@ def test_sequence_first_models_get_their_batch_from_the_mask():
     assert max(case.sizes["s"] for case in grid(specs)) == 13
 
 
+def test_no_row_is_shorter_than_a_model_takes():
+    cases = grid(TEXT, limits={"sequence": (40, None)})
+    masks = [mask for case in cases for mask in case.masks]
+    assert min(int(mask.sum(-1).min()) for mask in masks) == 40 and any(case.padded for case in cases)
+    short = [mask for case in grid(TEXT, limits={"sequence": (2, None)}) for mask in case.masks]
+    assert min(int(mask.sum(-1).min()) for mask in short) == 1
+
+
 def test_limits_hold():
     cases = grid(TEXT, limits={"batch": (1, 1), "sequence": (2, 6)})
     assert all(c.sizes["batch"] == 1 and 2 <= c.sizes["sequence"] <= 6 for c in cases)

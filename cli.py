@@ -12,6 +12,7 @@ import typer
 
 from .custom_ops import Backend
 from .runtime.arguments import keywords, with_groups
+from .runtime.collector import few_collections
 from .runtime.errors import DeploymlError
 from .runtime.failures import EXIT_INTERRUPTED, fail
 from .runtime.isa import CpuIsa
@@ -404,7 +405,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments is None and _may_die(given):
             return supervised(__spec__.name if __spec__ else __name__, "main", given)
-        status = app(given, standalone_mode=False, prog_name="deployml")
+        with few_collections():  # from here on: to import torch makes half a million objects
+            status = app(given, standalone_mode=False, prog_name="deployml")
     except (KeyboardInterrupt, Exception) as error:
         return fail(error, given)
     except SystemExit as ended:  # how typer and rich end a command whose reader is gone

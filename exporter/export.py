@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..runtime.collector import few_collections
 from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
 from ..runtime.target import Fusion, TargetName
@@ -98,6 +99,7 @@ def export(
 
     examples = {"args": args, "kwargs": kwargs, "dynamic_shapes": dynamic_shapes}
     with (
+        few_collections(),
         Progress.of(progress) as bars,
         load_and_translate(module_or_path, opening, opset=resolved.opset, progress=bars, **examples) as traced,
     ):

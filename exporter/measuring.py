@@ -21,6 +21,7 @@ from ..runtime.feeds import Case
 from ..runtime.footprint import footprint
 from ..runtime.isolate import is_out_of_memory
 from ..runtime.peak import measured_peak
+from ..runtime.processors import usable_threads
 from ..runtime.profile import profile
 from ..runtime.progress import Progress
 from ..runtime.providers import CPU
@@ -40,7 +41,6 @@ __all__ = [
     "measure_latency",
     "measure_parity",
     "sweep",
-    "usable_threads",
 ]
 
 #: Granted difference, relative to the largest reference value of each output.
@@ -355,10 +355,3 @@ def _busy() -> tuple[str, ...]:
     if load <= 1.5 * processors:  # this process alone does not come to that
         return ()
     return (f"other programs kept the machine busy (load {load:.1f} on {processors} processors): measure again",)
-
-
-def usable_threads() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..runtime.collector import few_collections
 from ..runtime.errors import DeploymlError
 from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
@@ -80,7 +81,7 @@ def optimize(
     """
     options = picked(Options, locals())
     path, _ = begin(output, options)
-    with Progress.of(progress) as bars:
+    with few_collections(), Progress.of(progress) as bars:
         with bars.stage("load"):
             model, source = read_model(path_or_model)
             check_products(path, path_or_model, data_files(model))

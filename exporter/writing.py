@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
+from ..passes.cleanup.transposed import identity
 from ..runtime.errors import InputError
 from ..runtime.files import Staging
 from ..runtime.memory import human_bytes
@@ -138,18 +140,16 @@ def _renamed(place: ir.ExternalTensor, value: ir.Value, folder: Path) -> ir.Exte
 
 def _owners(values: Sequence[ir.Value]) -> list[ir.TensorProtocol]:
     """For each value the tensor whose bytes stand for it: equal tensors that are different objects share one."""
-    uses: dict[int, int] = {}
-    for value in values:
-        uses[id(value.const_value)] = uses.get(id(value.const_value), 0) + 1
-    by_content: dict[tuple[int, bytes], ir.TensorProtocol] = {}
+    uses = Counter(identity(v.const_value) for v in values if v.const_value is not None)
+    stands: dict[Hashable, ir.TensorProtocol] = {}
     owners = []
     for value in values:
         tensor = value.const_value
         assert tensor is not None
-        if uses[id(tensor)] == 1:  # one that both graphs hold needs no look at its bytes
+        key = identity(tensor)
+        if uses[key] == 1:  # what both graphs hold needs no look at its bytes
             key = (tensor.nbytes, hashlib.sha256(tensor.tobytes()).digest())
-            tensor = by_content.setdefault(key, tensor)
-        owners.append(tensor)
+        owners.append(stands.setdefault(key, tensor))
     return owners
 
 

@@ -44,8 +44,12 @@ class Evaluator:
     def __init__(self, configure: Configure | None = None) -> None:
         self._configure = configure
 
-    def prepare(self, model: ir.Model) -> Run:
+    def prepare(self, model: ir.Model, *, threads: int = 1) -> Run:
         """A callable from inputs by name to the list of outputs, on the CPU provider, nothing optimised.
+
+        Args:
+            model: The model.
+            threads: How many one operator may use.
 
         Raises:
             Exception: whatever onnxruntime says when it cannot load the model.
@@ -55,7 +59,9 @@ class Evaluator:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they pay from the third run on
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         names = _foreign(model)
         if self._configure is not None and names:
             self._configure(options, only=names)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.processors import usable_threads
 from . import canonical
 from .cleanup.fold import FOLDED_ELEMENTS
 from .draw import SIZES, bind, can_be, dims_of, enlarged, random_feeds
@@ -22,6 +24,8 @@ GRANTED: Final = 1e-4
 _SMALL: Final = FOLDED_ELEMENTS
 #: Stand-ins of more bytes than this in all are not made; the pass is then recorded as not proven.
 _LIMIT: Final = 4 << 30
+#: Models with more bytes of weights run on all processors; to smaller ones other threads only cost.
+_LARGE: Final = 32 << 20
 #: Names that constant folding gives to weights it stores transposed (passes/cleanup/fold.py).
 _TRANSPOSED: Final = re.compile(r"(?P<weight>.+)\.transposed(_(?P<order>[\d_]+))?(\.\d+)?")
 
@@ -44,14 +48,16 @@ def difference(before: ir.Model, after: ir.Model, evaluator: Evaluator) -> str |
     halves = has_halves(old) or has_halves(new)
     if halves:  # where a half is rounded depends on which nodes onnxruntime sees side by side, not on what they mean
         old, new = in_single(old), in_single(new)
-    if sum(v.const_value.nbytes for v in old_weights.values() if v.const_value is not None) > _LIMIT:
+    size = sum(v.const_value.nbytes for v in old_weights.values() if v.const_value is not None)
+    if size > _LIMIT:
         return f"not run: stand-ins for the weights would take more than {_LIMIT >> 30} GiB"
+    prepare = partial(evaluator.prepare, threads=usable_threads() if size > _LARGE else 1)
     try:
-        run_old = fed_halves(evaluator.prepare(old)) if halves else evaluator.prepare(old)
+        run_old = fed_halves(prepare(old)) if halves else prepare(old)
     except Exception as error:  # onnxruntime has a class for each status; the note tells which
         return f"not run: {str(error).splitlines()[0][:200]}"
     try:
-        run_new = fed_halves(evaluator.prepare(new)) if halves else evaluator.prepare(new)
+        run_new = fed_halves(prepare(new)) if halves else prepare(new)
     except Exception as error:  # the same, and then the pass is undone
         return f"the result does not load: {str(error).splitlines()[0][:200]}"
     stand_ins = _stand_ins({**old_weights, **new_weights})

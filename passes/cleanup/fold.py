@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
 from ..graph import attribute, remove_node
+from .transposed import TransposedTensor
 
 __all__ = ["FOLDED_ELEMENTS", "fold", "fold_weight_transposes"]
 
@@ -107,16 +107,11 @@ def _worth_storing(weight: ir.Value, perm: tuple[int, ...]) -> bool:
 
 def _transposed(graph: ir.Graph, weight: ir.Value, perm: tuple[int, ...]) -> ir.Value:
     source = weight.const_value
-    assert source is not None and source.shape is not None
-    shape = ir.Shape([source.shape[axis] for axis in perm])
-
-    def read() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(source.numpy().transpose(perm)), dtype=source.dtype)
-
+    assert source is not None
     order = "" if perm == tuple(reversed(range(len(perm)))) else "_" + "_".join(map(str, perm))
     name = _fresh(graph, f"{weight.name}.transposed{order}")
-    tensor = ir.LazyTensor(read, dtype=source.dtype, shape=shape, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(source.dtype), shape=shape, const_value=tensor)
+    tensor = TransposedTensor(source, perm, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(source.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -20,6 +20,8 @@ from deployml.exporter.onnx_file import lift_opset, open_file
 from deployml.exporter.options import Options, output_path, require_count
 from deployml.exporter.settled import settled_outputs
 from deployml.exporter.writing import stamp, weight_bytes, write_models
+from deployml.passes.cleanup.fold import fold
+from deployml.passes.cleanup.transposed import TransposedTensor, identity
 from deployml.runtime.errors import DeploymlBug, InputError, UnsupportedError, VerdictError
 from deployml.runtime.feeds import InputSpec
 from deployml.runtime.files import Staging
@@ -226,6 +228,42 @@ def test_equal_tensors_that_are_two_objects_are_stored_once(tmp_path):
     with Staging(tmp_path / "m.onnx") as staging:
         write_models(staging, FileNames("m.onnx"), model, sibling, external_data="always")
     assert (tmp_path / "m.onnx.data").stat().st_size == 2000 * 4 * 4
+
+
+class Counted(ir.Tensor):
+    """A tensor that counts how often its numbers were read."""
+
+    reads = 0
+
+    def numpy(self):
+        self.reads += 1
+        return super().numpy()
+
+
+def test_a_weight_that_both_graphs_hold_transposed_is_read_once(tmp_path):
+    body = "t = Transpose <perm = [1, 0]> (table) y = MatMul (x, t)"
+    text = f"g (float[2, 4] x, float[2000, 4] table) => (float[2, 2000] y) {{ {body} }}"
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
+    weight = model.graph.inputs.pop()
+    weight.const_value = counted = Counted(np.arange(8000, dtype=np.float32).reshape(2000, 4), name="table")
+    model.graph.register_initializer(weight)
+    sibling = model.clone()
+    assert fold(model) == fold(sibling) == 1
+    with Staging(tmp_path / "m.onnx") as staging:
+        write_models(staging, FileNames("m.onnx"), model, sibling, external_data="always")
+    assert counted.reads == 1
+    for name in ("m.onnx", "m.unfused.onnx"):
+        (stored,) = onnx.load(tmp_path / name).graph.initializer
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored), counted.raw.T)
+
+
+def test_the_transpose_of_a_transpose_is_one_of_the_first():
+    tensor = ir.tensor(np.arange(24, dtype=np.float32).reshape(2, 3, 4), name="t")
+    once = TransposedTensor(tensor, [1, 2, 0], name="once")
+    twice = TransposedTensor(once, [0, 2, 1], name="twice")
+    assert identity(twice) == identity(TransposedTensor(tensor, [1, 0, 2], name="other"))
+    assert identity(twice) != identity(once) != identity(tensor)
+    np.testing.assert_array_equal(twice.numpy(), tensor.numpy().transpose(1, 0, 2))
 
 
 def test_stamping_is_sorted_and_sets_the_ir_version_of_the_opset():

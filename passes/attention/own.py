@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ...custom_ops import DOMAIN, library_path
 from ...custom_ops.flash_attention import NAME, Attributes, Signature
+from ..canonical import AttentionNode
 from ..graph import Builder
 from ..masks import Always, Causal, KeyPadding
 from ..rule import Context, Declined, Replacement, Rule, Safety
@@ -113,7 +114,7 @@ class OwnAttention(Rule):
         attributes = Attributes(
             num_heads=site.heads,
             kv_heads=site.kv_heads,
-            scale=node.scale,
+            scale=abs(node.scale),
             causal=int(site.causal or node.causal != "none" or facts.lower_right),
             lower_right=int(node.causal == "lower_right" or facts.lower_right),
             window_left=-1 if facts.window is None else facts.window - 1,
@@ -124,7 +125,7 @@ class OwnAttention(Rule):
         batch, _, rows, _ = node.query.shape  # type: ignore[misc]
         made = g.op(
             f"{DOMAIN}::{signature.op_type}",
-            fold_heads(g, node.query),
+            fold_heads(g, _signed_query(g, node)),
             fold_heads(g, node.key),
             fold_heads(g, node.value),
             *[value for value in extra if value is not None],
@@ -142,6 +143,12 @@ class OwnAttention(Rule):
             **site.about_empty_rows(masked=site.masked, gives_zero=True)
             | ({} if facts.table is None else {"forbidding": ()}),
         )
+
+
+def _signed_query(g: Builder, node: AttentionNode) -> ir.Value:
+    """The query, with the sign of the scale, which the operator takes without one."""
+    query = node.query
+    return query if node.scale >= 0 else g.op("Neg", query, dtype=query.dtype, shape=query.shape)
 
 
 def _facts(site: Site) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,7 +139,7 @@ class _Walk:
             step = _STEPS.get(op_name(node))
             if step is None:
                 raise Declined(
-                    "no-score-product", f"{op_name(node)} between the softmax and its scores is not understood", at=node
+                    "no-score-product", f"no operator has {op_name(node)} between its scores and the softmax", at=node
                 )
             value = step(self, node)
 
@@ -166,14 +166,13 @@ class _Walk:
 
     def _max(self, node: ir.Node) -> ir.Value:
         """A floor that no score reaches: it keeps minus infinity and sums of masks finite, in rows without keys too."""
-        pair, bounded = _pair(node), node.op_type == "Clip" and len(node.inputs) > 2 and node.inputs[2] is not None
-        for value, other in (pair,) if node.op_type == "Clip" else (pair, pair[::-1]):
+        for value, other in _floored(node):
             floor = _low(other)
             lowest = LOWEST_HALF if value.dtype == ir.DataType.FLOAT16 else LOWEST
-            if floor is not None and floor <= lowest and not bounded:
+            if floor is not None and floor <= lowest:
                 self.assumptions.add("fully-masked-rows")
                 return value
-        raise Declined("no-score-product", "the scores are raised to something else than the lowest number", at=node)
+        raise Declined("no-score-product", "the scores are kept above or below a number, as no operator does", at=node)
 
     def _add(self, node: ir.Node) -> ir.Value:
         path, other = self._sides(node)
@@ -190,7 +189,7 @@ class _Walk:
                 self.assumptions.add("fully-masked-rows")
             return left  # one number a row changes no softmax: a maximum, say
         self._refuse_below_cap(node)
-        if not leads_to_product(left):
+        if not _holds_scores(left, beside=right):
             raise Declined("no-score-product", "the scores are subtracted from something", at=node)
         self.terms.append(Term(right, "bias", -self.scale, list(self.factors)))
         return left
@@ -219,6 +218,10 @@ class _Walk:
             return inner  # the number below the tanh, if any, is the next factor
         self.scale = 1.0
         return divided
+
+    def _neg(self, node: ir.Node) -> ir.Value:
+        self.scale = -self.scale
+        return _first(node)
 
     def _div(self, node: ir.Node) -> ir.Value:
         left, right = _pair(node)
@@ -259,7 +262,7 @@ class _Walk:
         if attribute(node, "axis") not in (-1, rank - 1) or len(node.inputs) != 2 or self._touched(rank):
             raise Declined("sink-form", "something is concatenated to the scores in an unknown way", at=node)
         path, column = _pair(node)
-        self.sink_first = not leads_to_product(path)
+        self.sink_first = not _holds_scores(path, beside=column)
         if self.sink_first:
             path, column = column, path
         self.sink = _per_head_vector(column)
@@ -292,12 +295,11 @@ class _Walk:
 
     def _sides(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
         left, right = _pair(node)
-        leads = leads_to_product(left), leads_to_product(right)
-        if leads == (False, False):
-            raise Declined("no-score-product", "neither operand comes from a matrix product", at=node)
-        if leads[0] and leads[1]:
-            return (left, right) if _depth(left) <= _depth(right) else (right, left)
-        return (left, right) if leads[0] else (right, left)
+        for path in (_PATH, _SIGNED):
+            depths = _depth(left, path=path), _depth(right, path=path)
+            if min(depths) < _FAR:
+                return (left, right) if depths[0] <= depths[1] else (right, left)
+        raise Declined("no-score-product", "neither operand comes from a matrix product", at=node)
 
 
 _STEPS = {
@@ -313,6 +315,7 @@ _STEPS = {
     "Clip": _Walk._max,
     "Sub": _Walk._sub,
     "Mul": _Walk._mul,
+    "Neg": _Walk._neg,
     "Div": _Walk._div,
     "Tanh": _Walk._tanh,
     "Where": _Walk._where,
@@ -426,6 +429,17 @@ def _pair(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     return left, right
 
 
+def _floored(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Pairs of what a Max, or a Clip with a lower bound alone, may keep above a number, and that number."""
+    bounds = [v for v in node.inputs[1:] if v is not None]
+    if len(bounds) != 1 or node.inputs[1] is None:
+        return
+    left, right = _pair(node)
+    yield left, right
+    if node.op_type == "Max":
+        yield right, left
+
+
 def _low(value: ir.Value) -> float | None:
     """The number a tensor is filled with when it is one very low number, else None."""
     number = filling(value)
@@ -448,19 +462,28 @@ def filling(value: ir.Value | None) -> float | None:
     return number if same else None
 
 
-_PATH = frozenset(_STEPS)
+_SIGNED = frozenset(_STEPS)
+#: A bias may be minus a product as well: a sign is looked through only where nothing else leads to the scores.
+_PATH = _SIGNED - {"Neg"}
+#: Steps after which no product is looked for.
+_FAR = 24
 _FIRST_ONLY = frozenset(("Sub", "Reshape", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Dropout", "Pad"))
 
 
-def leads_to_product(value: ir.Value, limit: int = 24) -> bool:
+def leads_to_product(value: ir.Value) -> bool:
     """Whether a matrix product of float tensors is reached from a value through score-path operators alone."""
-    return _depth(value, limit) < limit
+    return _depth(value) < _FAR
 
 
-def _depth(value: ir.Value, limit: int = 24) -> int:
-    """Steps from a value to the nearest MatMul of two computed tensors over score-path operators."""
+def _holds_scores(value: ir.Value, *, beside: ir.Value) -> bool:
+    """Whether a value leads to the scores: with its sign changed only where the one beside it does not."""
+    return leads_to_product(value) or (not leads_to_product(beside) and _depth(value, path=_SIGNED) < _FAR)
+
+
+def _depth(value: ir.Value, *, path: Collection[str] = _PATH) -> int:
+    """Steps from a value to the nearest MatMul of two computed tensors over operators of ``path``; else ``_FAR``."""
     frontier: Sequence[ir.Value] = [value]
-    for depth in range(limit):
+    for depth in range(_FAR):
         following: list[ir.Value] = []
         for item in frontier:
             node = item.producer()
@@ -470,15 +493,15 @@ def _depth(value: ir.Value, limit: int = 24) -> int:
                 if all(v is not None and constant(v, limit=0) is None and not _weight(v) for v in node.inputs):
                     return depth
                 continue
-            if op_name(node) not in _PATH:
+            if op_name(node) not in path:
                 continue
             picked = node.inputs[1:] if node.op_type == "Where" else node.inputs
             first_only = node.op_type in _FIRST_ONLY
             following.extend(v for v in (picked[:1] if first_only else picked) if v is not None)
         if not following:
-            return limit
+            return _FAR
         frontier = following
-    return limit
+    return _FAR
 
 
 def _weight(value: ir.Value) -> bool:

@@ -328,6 +328,8 @@ class _Writer:
         getattr(self, f"_{'bmm' if s.product == 'baddbmm' else s.product}")(scale)
         if s.scale == "scores" and s.product != "baddbmm":
             self.say(f"a = a * {scale!r}")
+        if s.scale == "negative":
+            self.say(f"a = -a * {scale!r}")
         if s.scale == "divide":
             self.say(f"a = a / math.sqrt({s.size})")
         if s.scale in ("learned", "cosine"):

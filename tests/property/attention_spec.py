@@ -39,7 +39,8 @@ class AttentionSpec:
         rename: Permutation of the letters' names.
         swap: Whether the einsum takes the key first.
         key_transpose: "T" (transpose), "mT" or "permute" (straight from the head split).
-        scale: "scores", "divide", "query", "key", "both", "late" (after the bias), "none", "learned", "cosine".
+        scale: "scores", "divide", "query", "key", "both", "late" (after the bias), "none", "learned", "cosine",
+            "negative".
         softcap: 0 for none.
         bias: "", "table", "alibi", "alibi_table", "t5", "relative", "input", "rows", "keys", "heads".
         masks: Names of what forbids keys, joined by "and".
@@ -146,7 +147,7 @@ class AttentionSpec:
             self._fits_positions(),
             self._fits_tokens(),
             not (self.product == "sdpa" and self.written_out),
-            not (self.product in ("bmm", "baddbmm") and self.scale in ("learned", "cosine")),
+            not (self.product in ("bmm", "baddbmm") and self.scale in ("learned", "cosine", "negative")),
             not (self.time_first and self.product == "einsum"),
             not (self.by_mask and (not self.masked or self.product in ("bmm", "baddbmm"))),
             not (self.softmax in _BY_MASK and (self.guard or self.sink)),
@@ -201,7 +202,7 @@ class AttentionSpec:
             or self.softmax != "plain"
             or self.weights
             or self.guard
-            or self.scale in ("late", "learned", "cosine", "divide", "key", "both")
+            or self.scale in ("late", "learned", "cosine", "divide", "key", "both", "negative")
             or self.dropout
             or self.floor
             or self.talking
@@ -249,7 +250,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "letters": ("bhqk", "bhqk", "hbqk", "bqhk"),
     "swap": (False, True),
     "key_transpose": ("T", "mT", "permute"),
-    "scale": ("scores", "divide", "query", "key", "both", "late", "none", "learned", "cosine", "query"),
+    "scale": ("scores", "divide", "query", "key", "both", "late", "none", "learned", "cosine", "negative"),
     "softcap": (0.0, 0.0, 0.0, 0.0, 5.0),
     "bias": (
         "",

@@ -232,7 +232,7 @@ def test_every_value_of_every_choice_is_drawn() -> None:
     assert len(seen["relative"]) == 7 and len(seen["rotary"]) == 7 and len(seen["packing"]) == 6
     assert [len(seen[name]) for name in ("tokens", "reduce", "memory", "talking")] == [4] * 4
     assert seen["position_bias"] == seen["shared_positions"] == {True, False}
-    assert len(seen["softmax"]) == 7 and len(seen["scale"]) == 9 and len(seen["rename"]) > 500
+    assert len(seen["softmax"]) == 7 and len(seen["scale"]) == 10 and len(seen["rename"]) > 500
 
 
 @pytest.mark.parametrize("only", ({"relative": ("both",)}, {"tokens": ("windows",), "masks": (("causal",),)}))

@@ -18,6 +18,7 @@ from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
 from ..runtime.reach import Limits, least_sizes
 from ..runtime.target import TargetName
+from ..runtime.together import together
 from .capture import capture, check_dynamic
 from .capture.captured import Captured
 from .eager import Eager, eager_contender
@@ -63,14 +64,19 @@ class Traced:
 
     def parity_cases(self, run: Runner) -> tuple[Case, ...]:
         """Shapes that the trace did not see and ``run`` takes, and masks."""
-        return parity_cases(self.specs, traced=_traced_sizes(self), limits=self._limits(run))
+        specs, sizes, limits = self._axes(run)
+        return parity_cases(specs, traced=sizes, limits=limits)
 
     def bench_cases(self, run: Runner) -> tuple[Case, ...]:
         """Inputs of the timed run, the wish first, at sizes which ``run`` takes."""
-        return bench_cases(self.specs, traced=_traced_sizes(self), limits=self._limits(run))
+        specs, sizes, limits = self._axes(run)
+        return bench_cases(specs, traced=sizes, limits=limits)
 
-    def _limits(self, run: Runner) -> Limits:
-        return least_sizes(self.specs, run, shown=_traced_sizes(self), limits=axis_limits(self.captured))
+    def _axes(self, run: Runner) -> tuple[tuple[InputSpec, ...], dict[str, int], Limits]:
+        """Inputs whose axes are apart as far as the model allows, their sizes in the example, and their bounds."""
+        shown = _traced_sizes(self)
+        specs = together(self.specs, shown, run)
+        return specs, shown, least_sizes(specs, run, shown=shown, limits=axis_limits(self.captured))
 
     def contenders(self, target: TargetName) -> dict[str, tuple[MakeContender, str]]:
         """Eager torch, for the latency run."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from .report import Comparison
 
-__all__ = ["Granted", "compare", "grant", "relative_error"]
+__all__ = ["KEYLESS", "Granted", "compare", "grant", "relative_error"]
 
 #: Half precision is granted this multiple of what the unfused graph of the same dtype needs,
 _HALF_FACTOR: Final = 2.0
@@ -20,6 +20,8 @@ _HALF_CEILING: Final = 0.05
 
 #: float32 and bfloat16 numbers beyond this mark something ("masked"), they measure nothing.
 _SENTINEL: Final = 1e30
+#: Begins the note on numbers that are left to the assumption.
+KEYLESS: Final = "the reference is NaN where rows have no key (assumed: fully-masked-rows)"
 #: A number that stands at several places and is this many times all others fills masked places (-1e4, -1e9, -65504).
 _FILL: Final = 1e3
 
@@ -41,6 +43,7 @@ def compare(
     granted: Granted,
     masks: Sequence[np.ndarray] = (),
     same_dtype: bool = True,
+    keyless: bool = False,
 ) -> Comparison:
     """Judge ``output`` against ``reference``.
 
@@ -60,6 +63,8 @@ def compare(
         granted: The tolerance and why.
         masks: Boolean masks [batch, length] of the case, True at real positions.
         same_dtype: Whether dtypes must be equal; False lets the reference be a wider float.
+        keyless: Whether attention rows without a key are left to an assumption: PyTorch has NaN for them, and what the
+            graph has there is not judged. The note counts such places.
     """
     output, reference = np.asarray(output), np.asarray(reference)
     blank = Comparison(
@@ -74,14 +79,25 @@ def compare(
     mismatch = _mismatch(output, reference, same_dtype)
     if mismatch is not None:
         return replace(blank, note=mismatch)
-    whole = _judge(blank, output, reference, None)
+    defined = _defined(output, reference) if keyless else None
+    if defined is not None:
+        blank = replace(blank, note=f"{KEYLESS}: {int((~defined).sum())} of {defined.size} numbers are not compared")
+    whole = _judge(blank, output, reference, defined)
     keep = _real_positions(reference.shape, masks)
     if whole.verdict == "pass" or keep is None:
         return whole
-    real = _judge(blank, output, reference, keep)
+    real = _judge(blank, output, reference, keep if defined is None else keep & defined)
     if real.verdict != "pass":
         return replace(real, note=real.note or f"at real positions; over all, {_amount(whole)}")
     return replace(real, note=f"padded positions differ by {_amount(whole)}; real ones were judged")
+
+
+def _defined(output: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
+    """Where a float reference is a number, or the output is none either; None if that is everywhere."""
+    if _kind(reference) != "f":
+        return None
+    found = ~np.isnan(reference.astype(np.float64)) | np.isnan(output.astype(np.float64))
+    return None if found.all() else found
 
 
 def grant(

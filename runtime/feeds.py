@@ -187,7 +187,7 @@ def draw(
     }
     feeds = {s.name: _values(s, shapes[s.name], kept, _rng(seed, name, s.name)) for s in specs}
     masks = [m for m in kept.values() if m.ndim == 2]
-    masks += [kept[s.name][:, -new:] for s in specs if s.name in kept and (new := _new_tokens(s, sizes))]
+    masks += [kept[s.name][:, -new:] for s in specs if s.name in kept and (new := _new_tokens(s, specs, sizes))]
     unique = _unique_arrays(masks)
     return Case(name=name, feeds=feeds, sizes=dict(sizes), masks=unique)
 
@@ -217,10 +217,16 @@ def is_called_batch(symbol: str) -> bool:
     return symbol.lower().startswith("batch") or symbol.lower() in ("b", "n", "bs")
 
 
-def _new_tokens(spec: InputSpec, sizes: Mapping[str, int]) -> int:
-    """How many positions a mask over "past + sequence" ends with that are no past; 0 for other masks."""
+def _new_tokens(spec: InputSpec, specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
+    """How many positions a mask over "past + sequence" ends with that are no past; 0 for other masks.
+
+    New tokens come as ids or vectors, a past as keys and values of several heads.
+    """
     symbols = symbols_of(spec.shape[-1])
-    return sizes.get(symbols[-1], 0) if len(symbols) > 1 else 0
+    if len(symbols) < 2:
+        return 0
+    tokens = [s for s in symbols if any(s in other.shape for other in specs if len(other.shape) < 4)]
+    return sizes.get((tokens or symbols)[-1], 0)
 
 
 def _shortest(dim: int | str, least: Mapping[str, int]) -> int:

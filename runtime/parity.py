@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from .attempt import Runner, attempt
-from .compare import compare, grant, relative_error
+from .compare import KEYLESS, compare, grant, relative_error
 from .feeds import Case
 from .report import Comparison, ParityReport, Verdict
 from .sensitivity import Reactions
@@ -36,6 +36,7 @@ def validate(
     same_dtype: bool = True,
     repeat: bool = True,
     settled: Collection[str] = (),
+    keyless: bool = False,
     on_case: Callable[[Case], None] | None = None,
 ) -> ParityReport:
     """Compare ``run`` with ``reference`` on every case.
@@ -57,10 +58,11 @@ def validate(
         repeat: Run every case twice to see whether the bits repeat.
         settled: Outputs that no value of an input reaches: they are compared, but need not react. Where all are such,
             they must.
+        keyless: Whether the graph rests on an assumption about attention rows without a key; see :func:`compare`.
         on_case: Called before each case, for a progress display.
     """
     names = tuple(output_names)
-    trial = _Trial(run, reference, unfused, names, tolerance, basis or f"against {reference_name}", same_dtype)
+    trial = _Trial(run, reference, unfused, names, tolerance, basis or f"against {reference_name}", same_dtype, keyless)
     fixed = frozenset(names) & frozenset(settled) if set(names) - set(settled) else frozenset()
     reactions = Reactions(names, tolerance, ignored=fixed)
     comparisons: list[Comparison] = []
@@ -112,6 +114,7 @@ class _Trial:
     tolerance: float
     basis: str
     same_dtype: bool
+    keyless: bool = False
 
     def judge(self, case: Case, repeat: bool) -> tuple[list[Comparison], list[np.ndarray] | None, list[str]]:
         """Comparisons of one case, its outputs (None when there are none to look at) and remarks."""
@@ -143,6 +146,7 @@ class _Trial:
             granted=grant(self.tolerance, self.basis, ours, theirs, plain),
             masks=case.masks,
             same_dtype=self.same_dtype,
+            keyless=self.keyless,
         )
 
     def _whole(self, case: Case, verdict: Verdict, note: str) -> Comparison:
@@ -185,9 +189,14 @@ def _closing_notes(cases: Sequence[Case], names: Sequence[str], comparisons: Seq
         return ["the model has no outputs: nothing was compared"]
     notes = []
     for name in names:
-        apart = sum(c.output == name and c.verdict == "pass" and c.note is not None for c in comparisons)
-        if apart:
-            notes.append(f"'{name}' differs at padded positions in {apart} cases; the real ones were judged")
+        said = [c.note for c in comparisons if c.output == name and c.verdict == "pass" and c.note is not None]
+        keyless = sum(note.startswith(KEYLESS) for note in said)
+        if len(said) > keyless:
+            notes.append(
+                f"'{name}' differs at padded positions in {len(said) - keyless} cases; the real ones were judged"
+            )
+        if keyless:
+            notes.append(f"'{name}': {KEYLESS} in {keyless} cases; the other numbers were judged")
     skipped = list(dict.fromkeys(c.case for c in comparisons if c.verdict == "not-run"))
     if skipped:
         notes.append(f"{len(skipped)} of {len(cases)} cases were not run or had nothing to compare")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import re
+from collections.abc import Collection, Mapping
 
+import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -15,7 +17,7 @@ from .captured import Captured
 from .chance import refuse_chance
 from .complex_layout import open_complex_layout
 from .flex import open_flex_attention
-from .inputs import Examples, examples_of
+from .inputs import Axis, Examples, examples_of
 from .limits import trace_beyond_limits
 from .lost_axes import lost_axes, lost_axes_error, merged_axes
 from .ones import trace_beyond_ones
@@ -246,20 +248,41 @@ def _limit_notes(program: ExportedProgram, examples: Examples, names: dict[str, 
 
 
 def name_axes(program: ExportedProgram, examples: Examples) -> tuple[dict[str, str], dict[str, dict[int, str]]]:
-    """Name the symbols of a program after the declared axes.
+    """Name the symbols of a program after the declared axes, and sums of them after their parts.
 
     Returns:
         torch's symbol -> name, and input -> axis -> name.
     """
+    sizes = [
+        (leaf, at, size.node.expr)
+        for leaf, value in zip(examples.tensors, user_tensors(program), strict=True)
+        for at, size in enumerate(value.shape)
+        if fixed_size(size) is None
+    ]
     names: dict[str, str] = {}
+    for leaf, at, found in sorted(sizes, key=lambda each: not each[2].is_Symbol):  # parts before sums
+        if str(found) not in names:
+            declared = leaf.axes.get(at)
+            text = None if declared is not None and (declared.derived or declared.summed) else _in_names(found, names)
+            names[str(found)] = text or _axis_name(declared, leaf.name, at, names.values())
     axes: dict[str, dict[int, str]] = {}
-    for leaf, value in zip(examples.tensors, user_tensors(program), strict=True):
-        for at, size in enumerate(value.shape):
-            if fixed_size(size) is None:
-                name = names.setdefault(str(size.node.expr), _axis_name(leaf.axes.get(at), leaf.name, at))
-                axes.setdefault(leaf.name, {})[at] = name
+    for leaf, at, found in sizes:
+        axes.setdefault(leaf.name, {})[at] = names[str(found)]
     return names, axes
 
 
-def _axis_name(declared: Any, leaf: str, at: int) -> str:
-    return declared.name if declared is not None and declared.name else f"{leaf}_{at}"
+def _in_names(size: sympy.Expr, names: Mapping[str, str]) -> str | None:
+    """A size that is a sum or a product of named ones, as text of their names: "past + sequence"."""
+    symbols = size.free_symbols
+    if size.is_Symbol or not symbols or not size.is_polynomial(*symbols) or any(str(s) not in names for s in symbols):
+        return None
+    parts = {s: sympy.Symbol(names[str(s)]) for s in symbols}
+    return str(size.xreplace(parts)) if all(part.name.isidentifier() for part in parts.values()) else None
+
+
+def _axis_name(declared: Axis | None, leaf: str, at: int, taken: Collection[str]) -> str:
+    """The declared name, else one made of the input's, with which sizes can be computed ("batch.x" has a dot)."""
+    if declared is not None and declared.name:
+        return declared.name
+    name = f"{re.sub(r'[^0-9A-Za-z_]', '_', leaf)}_{at}"
+    return name if name not in taken else f"{name}_{len(taken)}"

@@ -189,6 +189,9 @@ class _Walk:
                 self.assumptions.add("fully-masked-rows")
             return left  # one number a row changes no softmax: a maximum, say
         self._refuse_below_cap(node)
+        if not _holds_scores(left, beside=right) and leads_to_product(right):
+            self.terms.append(Term(left, "bias", self.scale, list(self.factors)))
+            return self._minus(right)
         if not _holds_scores(left, beside=right):
             raise Declined("no-score-product", "the scores are subtracted from something", at=node)
         self.terms.append(Term(right, "bias", -self.scale, list(self.factors)))
@@ -220,8 +223,11 @@ class _Walk:
         return divided
 
     def _neg(self, node: ir.Node) -> ir.Value:
+        return self._minus(_first(node))
+
+    def _minus(self, value: ir.Value) -> ir.Value:
         self.scale = -self.scale
-        return _first(node)
+        return value
 
     def _div(self, node: ir.Node) -> ir.Value:
         left, right = _pair(node)

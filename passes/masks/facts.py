@@ -132,8 +132,13 @@ class MaskFacts:
 
 
 def entails_causal(facts: MaskFacts) -> bool:
-    """Whether every kept place has ``j <= i``."""
-    return any(isinstance(c, Causal) and isinstance(c.offset, int) and c.offset <= 0 for c in facts.conjuncts)
+    """Whether every kept place has ``j <= i``, and nothing forbids ``j == i`` to all rows.
+
+    A mask of the past alone (``j < i``) leaves the first row no key: with a finite fill that row is the mean of all
+    values, also of those that a causal kernel never reads.
+    """
+    offsets = [c.offset for c in facts.conjuncts if isinstance(c, Causal) and isinstance(c.offset, int)]
+    return 0 in offsets and min(offsets) == 0
 
 
 def is_only_causal(facts: MaskFacts) -> bool:

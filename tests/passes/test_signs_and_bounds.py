@@ -31,6 +31,7 @@ def site_of(between: str) -> Site:
         "t = Neg (s)",
         "n = Neg (s) t = Add (n, b)",
         "n = Neg (s) t = Sub (n, b)",
+        "t = Sub (b, s)",
         "w = MatMul (r, k) n = Neg (w) t = Add (s, n)",
         "n = Neg (s) t = Max (lowest, n)",
         "t = Clip (s, lowest)",

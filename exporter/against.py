@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from ..passes.evaluate import has_halves
 from ..runtime.errors import InputError
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
 from ..runtime.reach import least_sizes
 from ..runtime.shapes import symbols_of
 from ..runtime.target import TargetName
-from ..runtime.tensors import session_runner
 from .feeding import input_specs, parity_cases
 from .fusing import libraries_of
 from .measuring import Graph, MakeContender, Reference
 from .onnx_file import open_file
 from .options import SourceOptions
+from .wide_graph import reference_graph
 
 __all__ = ["Source", "Subject", "open_source", "open_subject"]
 
@@ -52,6 +54,7 @@ class Source:
         contender: Makes it a contender of the latency run, with the provider to report; None for an ONNX file.
         compiled: The same under ``torch.compile``.
         graph: The ONNX file it is, or None.
+        yardstick: That file where it computes in half precision: its own error says how much is due to the format.
         notes: Sentences for the user.
     """
 
@@ -62,6 +65,7 @@ class Source:
     contender: tuple[MakeContender, str] | None = None
     compiled: tuple[MakeContender, str] | None = None
     graph: Graph | None = None
+    yardstick: Graph | None = None
     notes: tuple[str, ...] = ()
 
     def parity_cases(self, reference: Reference) -> tuple[Case, ...]:
@@ -126,10 +130,13 @@ def _onnx_source(path: Path, subject: Subject) -> Source:
     if sorted(names) != sorted(spec.name for spec in specs):
         raise _other_inputs(specs, names, path.name)
 
-    def reference() -> Reference:
-        return Reference(run=session_runner(graph.open(optimize="none")), name=f"{path.name} in onnxruntime")
-
-    return Source(name=path.name, reference=reference, specs=specs, graph=graph)
+    return Source(
+        name=path.name,
+        reference=partial(reference_graph, graph, f"{path.name} in onnxruntime"),
+        specs=specs,
+        graph=graph,
+        yardstick=graph if has_halves(model) else None,
+    )
 
 
 def _check_inputs(specs: tuple[InputSpec, ...], examples: Mapping[str, np.ndarray], source: str) -> None:

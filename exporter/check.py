@@ -200,7 +200,7 @@ def _nan_weights(subject: Subject) -> Iterator[Finding]:
 def _parity(subject: Subject, against: Any, progress: Progress, options: SourceOptions) -> ParityReport:
     with open_source(against, subject, progress, options) as source:
         reference = source.reference()
-        return measure_parity(subject.graph, None, reference, source.parity_cases(reference), progress)
+        return measure_parity(subject.graph, source.yardstick, reference, source.parity_cases(reference), progress)
 
 
 def _on_parity(parity: ParityReport | None) -> Iterator[Finding]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..runtime.collector import few_collections
 from ..runtime.isa import CpuIsa
@@ -16,6 +17,9 @@ from .keeping import check_products
 from .options import ExternalData, Options, SourceOptions, picked
 
 __all__ = ["export"]
+
+#: torch.export, and what makes models traceable, change torch for the whole process while they run.
+_TURN: Final = threading.RLock()
 
 
 def export(
@@ -86,6 +90,8 @@ def export(
     Returns:
         The path and the report. A failed verdict is in the report.
 
+    Exports in several threads take turns: torch traces one model at a time.
+
     Raises:
         DeploymlError: The source, the inputs or an option cannot be used; nothing is written.
         VerdictError: ``require_fused`` is unmet (nothing is written), or ``raise_on_failure``.
@@ -99,6 +105,7 @@ def export(
 
     examples = {"args": args, "kwargs": kwargs, "dynamic_shapes": dynamic_shapes}
     with (
+        _TURN,
         few_collections(),
         Progress.of(progress) as bars,
         load_and_translate(module_or_path, opening, opset=resolved.opset, progress=bars, **examples) as traced,

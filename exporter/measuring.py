@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 
+from ..passes.evaluate import has_halves
 from ..runtime import latency, parity
 from ..runtime.attempt import Runner, in_one_line
 from ..runtime.confirm import confirmed
@@ -149,6 +151,7 @@ def measure_parity(
             unfused=None if plain is None else session_runner(plain),
             same_dtype=reference.same_dtype,
             settled=settled_outputs(graph.path),
+            halves=has_halves(ir.load(graph.path)),
             keyless="fully-masked-rows" in _assumptions(session),
             on_case=lambda case: stage.advance(text=case.name),
         )

@@ -117,6 +117,7 @@ def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
     model.graph.opset_imports[""] = have
     goal = wanted if wanted is not None else max(have, MIN_OPSET)
     if goal == have:
+        _forget_invented(model)
         return ()
     if goal < have:
         raise UnsupportedError(
@@ -132,8 +133,7 @@ def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
             f"the model cannot be converted from opset {have} to {goal}: {error}",
             hint=f"export it anew with opset {goal}",
         ) from error
-    for value in (v for node in model.graph.all_nodes() for v in node.outputs):  # onnx's converter makes names up
-        value.shape = without_invented(value.shape)
+    _forget_invented(model)
     for value, shape, kind in signature:
         value.shape, value.type = shape, kind
     if model.graph.opset_imports[""] != goal:
@@ -141,6 +141,12 @@ def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
             f"the model cannot be converted from opset {have} to {goal}", hint=f"export it anew with opset {goal}"
         )
     return (f"converted from opset {have} to {goal}",)
+
+
+def _forget_invented(model: ir.Model) -> None:
+    """Names that onnx's shape inference and converter make up ("unk__3") say of two sizes that they differ."""
+    for value in (v for node in model.graph.all_nodes() for v in node.outputs):
+        value.shape = without_invented(value.shape)
 
 
 def check_standard(model: ir.Model, name: str) -> None:

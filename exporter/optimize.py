@@ -15,7 +15,6 @@ from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
 from ..runtime.reach import least_sizes
 from ..runtime.target import Fusion, TargetName
-from ..runtime.tensors import session_runner
 from .artifact import Artifact
 from .feeding import bench_cases, input_specs, parity_cases
 from .finishing import Checks, begin, finish
@@ -24,6 +23,7 @@ from .keeping import check_products, data_files
 from .measuring import Graph, Reference
 from .onnx_file import check_standard, lift_opset, read_model
 from .options import ExternalData, Options, picked
+from .wide_graph import reference_graph
 
 __all__ = ["optimize"]
 
@@ -118,7 +118,5 @@ def _given_graph(given: Any, unfused: Graph) -> Reference:
     unfused = replace(unfused, target="cpu")
     if isinstance(given, str | Path):
         with suppress(DeploymlError):
-            session = replace(unfused, path=Path(given).expanduser()).open(optimize="none")
-            return Reference(run=session_runner(session), name="the given graph in onnxruntime")
-    session = unfused.open(optimize="none")
-    return Reference(run=session_runner(session), name="the unfused graph in onnxruntime")
+            return reference_graph(replace(unfused, path=Path(given).expanduser()), "the given graph in onnxruntime")
+    return reference_graph(unfused, "the unfused graph in onnxruntime")

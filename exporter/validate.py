@@ -75,7 +75,7 @@ def validate(
             own = None if data is None else own_cases(data, source.specs)
             reference = source.reference()
             cases = own or source.parity_cases(reference)
-            parity = measure_parity(subject.graph, None, reference, cases, bars)
+            parity = measure_parity(subject.graph, source.yardstick, reference, cases, bars)
             parity = parity if own is None else _all_run(parity)
             case = failing_case(parity, cases) if parity.verdict == "fail" else None
             culprit = None if case is None else _culprit(subject, reference, case, bars)

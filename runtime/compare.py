@@ -101,17 +101,28 @@ def _defined(output: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
 
 
 def grant(
-    tolerance: float, basis: str, output: np.ndarray, reference: np.ndarray, unfused: np.ndarray | None
+    tolerance: float,
+    basis: str,
+    output: np.ndarray,
+    reference: np.ndarray,
+    unfused: np.ndarray | None,
+    *,
+    halves: bool = False,
 ) -> Granted:
-    """The tolerance for one output: the given one, or for half precision a multiple of the unfused graph's error."""
+    """The tolerance for one output: the given one, or for half precision a multiple of the unfused graph's error.
+
+    With ``halves`` the graph computes in half precision somewhere: a float32 output is no more exact for it.
+    """
     error = None if unfused is None else relative_error(unfused, reference)
     if error is None:
         return Granted(tolerance, basis)
     said = f"{basis}; unfused needs {error:.1e}"
-    if np.asarray(output).dtype.itemsize != 2 or _kind(np.asarray(output)) != "f":
+    dtype = np.asarray(output).dtype
+    if _kind(np.asarray(output)) != "f" or not (dtype.itemsize == 2 or halves):
         return Granted(tolerance, said)
     allowed = min(max(tolerance, _HALF_FACTOR * error), _HALF_CEILING)
-    return Granted(allowed, f"{_HALF_FACTOR:g}x the unfused error {error:.1e} ({np.asarray(output).dtype})")
+    inside = str(dtype) if dtype.itemsize == 2 else f"{dtype}, half precision inside"
+    return Granted(allowed, f"{_HALF_FACTOR:g}x the unfused error {error:.1e} ({inside})")
 
 
 def relative_error(output: np.ndarray, reference: np.ndarray) -> float | None:

@@ -36,6 +36,7 @@ def validate(
     same_dtype: bool = True,
     repeat: bool = True,
     settled: Collection[str] = (),
+    halves: bool = False,
     keyless: bool = False,
     on_case: Callable[[Case], None] | None = None,
 ) -> ParityReport:
@@ -58,11 +59,14 @@ def validate(
         repeat: Run every case twice to see whether the bits repeat.
         settled: Outputs that no value of an input reaches: they are compared, but need not react. Where all are such,
             they must.
+        halves: Whether the graph computes in half precision somewhere, whatever its outputs are.
         keyless: Whether the graph rests on an assumption about attention rows without a key; see :func:`compare`.
         on_case: Called before each case, for a progress display.
     """
     names = tuple(output_names)
-    trial = _Trial(run, reference, unfused, names, tolerance, basis or f"against {reference_name}", same_dtype, keyless)
+    trial = _Trial(
+        run, reference, unfused, names, tolerance, basis or f"against {reference_name}", same_dtype, halves, keyless
+    )
     fixed = frozenset(names) & frozenset(settled) if set(names) - set(settled) else frozenset()
     reactions = Reactions(names, tolerance, ignored=fixed)
     comparisons: list[Comparison] = []
@@ -114,6 +118,7 @@ class _Trial:
     tolerance: float
     basis: str
     same_dtype: bool
+    halves: bool = False
     keyless: bool = False
 
     def judge(self, case: Case, repeat: bool) -> tuple[list[Comparison], list[np.ndarray] | None, list[str]]:
@@ -143,7 +148,7 @@ class _Trial:
             theirs,
             case=case.name,
             output_name=self.names[index],
-            granted=grant(self.tolerance, self.basis, ours, theirs, plain),
+            granted=grant(self.tolerance, self.basis, ours, theirs, plain, halves=self.halves),
             masks=case.masks,
             same_dtype=self.same_dtype,
             keyless=self.keyless,

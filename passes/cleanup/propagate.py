@@ -128,7 +128,19 @@ _SAME_TYPE: Final = frozenset(
     op
     for op in SHAPES
     if op not in ("Shape", "IsNaN", "Not", "And", "Or", "Xor", "Equal", "Where", "Cast", "ConstantOfShape")
-) - frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "Cast", "ConstantOfShape"})
+) - frozenset(
+    [
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "MatMulInteger",
+        "DynamicQuantizeLinear",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "com.microsoft::MatMulIntegerToFloat",
+    ]
+)
 
 
 def _word(name: str | None) -> str:

@@ -94,6 +94,18 @@ def _grouped(p: Vectors, node: ir.Node) -> Dims:
     return [rows[0], weight[1] if attribute(node, "transposed", 0) else weight[2]]
 
 
+def _fused_product(p: Vectors, node: ir.Node) -> Dims | None:
+    """A MatMul that may take the last two axes of an operand the other way round; of batch axes nothing is said."""
+    left, right = dims_of(node.inputs[0]), dims_of(node.inputs[1])
+    if min(len(left), len(right)) < 2 or attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+        return None
+    rows = left[-1] if attribute(node, "transA", 0) else left[-2]
+    columns = right[-2] if attribute(node, "transB", 0) else right[-1]
+    rank = max(len(left), len(right))
+    heads = [[1] * (rank - len(s)) + s[:-2] for s in (left, right)]
+    return [*(_joint(list(pair)) for pair in zip(*heads, strict=True)), rows, columns]
+
+
 def _quantized_product(p: Vectors, node: ir.Node) -> Dims:
     return [*dims_of(node.inputs[0])[:-1], int(attribute(node, "N"))]
 
@@ -363,7 +375,10 @@ SHAPES: Final = table(
             "Add Sum Sub Mul Div Pow Where Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Min Max Mod",
             _broadcast,
         ),
-        ("MatMul", _matmul),
+        ("MatMul MatMulInteger", _matmul),
+        ("DynamicQuantizeLinear QuantizeLinear DequantizeLinear", _same),
+        ("com.microsoft::DynamicQuantizeMatMul com.microsoft::MatMulIntegerToFloat", _matmul),
+        ("com.microsoft::FusedMatMul", _fused_product),
         ("Gemm", _gemm),
         ("Einsum", _einsum),
         ("com.microsoft::MatMulNBits", _quantized_product),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,21 @@ def test_an_input_within_a_dict_has_axes_that_can_be_computed(tmp_path: Path) ->
 
     report = report_of(Within(), tmp_path, {"x": torch.randn(2, 9, WIDTH)}, shapes=({"x": FREE},))
     assert report.verdict == "pass"
+
+
+def test_exports_in_two_threads_take_turns(tmp_path: Path) -> None:
+    class Plain(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(*self.heads(x, x, x))
+
+    original = nn.functional.scaled_dot_product_attention
+    models = [Plain().eval() for _ in range(2)]
+
+    def verdict(number: int) -> tuple[str, list[str]]:
+        output = tmp_path / f"{number}.onnx"
+        report = deployml.export(models[number], (torch.randn(2, 9, WIDTH),), output=output, html=False).report
+        return report.verdict, [site.status for site in report.sites]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(verdict, range(2))) == [("pass", ["fused"])] * 2
+    assert nn.functional.scaled_dot_product_attention is original

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..runtime.attempt import Runner
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
-from ..runtime.reach import Limits, least_sizes
+from ..runtime.reach import Limits, reachable
 from ..runtime.target import TargetName
 from .capture import capture, check_dynamic
 from .capture.captured import Captured
@@ -63,14 +63,14 @@ class Traced:
 
     def parity_cases(self, run: Runner) -> tuple[Case, ...]:
         """Shapes that the trace did not see and ``run`` takes, and masks."""
-        return parity_cases(self.specs, traced=_traced_sizes(self), limits=self._limits(run))
+        return parity_cases(*self._reachable(run), traced=_traced_sizes(self))
 
     def bench_cases(self, run: Runner) -> tuple[Case, ...]:
         """Inputs of the timed run, the wish first, at sizes which ``run`` takes."""
-        return bench_cases(self.specs, traced=_traced_sizes(self), limits=self._limits(run))
+        return bench_cases(*self._reachable(run), traced=_traced_sizes(self))
 
-    def _limits(self, run: Runner) -> Limits:
-        return least_sizes(self.specs, run, shown=_traced_sizes(self), limits=axis_limits(self.captured))
+    def _reachable(self, run: Runner) -> tuple[tuple[InputSpec, ...], Limits]:
+        return reachable(self.specs, run, shown=_traced_sizes(self), limits=axis_limits(self.captured))
 
     def contenders(self, target: TargetName) -> dict[str, tuple[MakeContender, str]]:
         """Eager torch, for the latency run."""

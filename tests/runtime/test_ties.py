@@ -64,6 +64,19 @@ def test_what_runs_decides(holds: Callable[[int, int, int], bool], axis: str) ->
     assert mask_axis(reachable(decoder("total"), takes(holds))[0]) == axis
 
 
+def test_a_model_of_one_row_is_tied_too() -> None:
+    def run(feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        assert len(feeds["ids"]) == 1
+        return takes(together)(feeds)
+
+    assert mask_axis(reachable(decoder("total"), run)[0]) == "past + seq"
+
+
+def test_a_mask_of_one_position_decides_nothing() -> None:
+    broadcast = takes(lambda mask, past, new: mask in (1, past + new + 1))
+    assert mask_axis(reachable(decoder("total"), broadcast)[0]) == "total"
+
+
 def test_new_positions_may_be_fixed_and_the_past_may_come_first() -> None:
     assert mask_axis(reachable(decoder("total", new=1), takes(together))[0]) == "past + 1"
     axes = [

@@ -16,7 +16,7 @@ from ..passes.evaluate import has_halves
 from ..runtime.errors import InputError
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
-from ..runtime.reach import least_sizes
+from ..runtime.reach import reachable
 from ..runtime.shapes import symbols_of
 from ..runtime.target import TargetName
 from .feeding import input_specs, parity_cases
@@ -70,8 +70,7 @@ class Source:
 
     def parity_cases(self, reference: Reference) -> tuple[Case, ...]:
         """Shapes and masks to compare on, at sizes which the reference takes."""
-        limits = least_sizes(self.specs, reference.run, shown=self.traced)
-        return parity_cases(self.specs, traced=self.traced, limits=limits)
+        return parity_cases(*reachable(self.specs, reference.run, shown=self.traced), traced=self.traced)
 
 
 def open_subject(path: str | Path, target: TargetName, *, allow_cpu_fallback: bool = False) -> Subject:

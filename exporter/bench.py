@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any, Final
 from ..passes.attention.present import present_attention
 from ..runtime.attempt import Runner
 from ..runtime.errors import InputError
-from ..runtime.feeds import Case
+from ..runtime.feeds import Case, InputSpec, root_symbols
 from ..runtime.files import atomic_write, check_writable
 from ..runtime.html import html_report
 from ..runtime.progress import Progress
-from ..runtime.reach import least_sizes
+from ..runtime.reach import Limits, reachable
 from ..runtime.report import Report
 from ..runtime.target import TargetName
 from .against import Source, Subject, open_source, open_subject
@@ -98,11 +98,12 @@ def bench(
             source = stack.enter_context(open_source(against, subject, bars, options))
         specs = source.specs if source is not None else input_specs(subject.model)
         check_axes(specs, wanted)
-        shown, least = source.traced if source is not None else {}, dict[str, tuple[int, int | None]]()
+        shown = source.traced if source is not None else {}
+        taken: list[tuple[tuple[InputSpec, ...], Limits]] = [(specs, {})]
 
         def cases(run: Runner) -> Sequence[Case]:
-            least.update(least_sizes(specs, run, shown=shown))
-            return bench_cases(specs, traced=shown, limits=least)
+            taken.append(reachable(specs, run, shown=shown))
+            return bench_cases(*taken[-1], traced=shown)
 
         graphs = {**_graphs(subject.graph, source), **_others(subject, contenders)}
         others = _torch_contenders(source, compile)
@@ -118,13 +119,23 @@ def bench(
             extras=Extras(sites=sites, memory=memory, footprints=_footprints(against, options, others)),
         )
         if wanted:
-            points = sweep_cases(specs, wanted, usual=bench_cases(specs, traced=shown, limits=least)[0].sizes)
+            meant, least = taken[-1]
+            meant = _swept(specs, meant, wanted)
+            points = sweep_cases(meant, wanted, usual=bench_cases(meant, least, traced=shown)[0].sizes)
             swept = measure_sweep(graphs, points, bars, others=others, seconds=seconds, threads=threads)
             latency = replace(latency, sweep=swept)
         report = report_on_file("bench", subject, source, latency=latency, stages=bars.stages)
     if page is not None:
         atomic_write(page, html_report(report))
     return report
+
+
+def _swept(
+    specs: tuple[InputSpec, ...], meant: tuple[InputSpec, ...], wanted: Mapping[str, Sequence[int]]
+) -> tuple[InputSpec, ...]:
+    """The inputs of a sweep: as the file declares them where an axis is named that ``meant`` ties to others."""
+    free = {symbol for symbol, _ in root_symbols(meant)}
+    return meant if free >= wanted.keys() else specs
 
 
 def _torch_contenders(source: Source | None, compile: bool) -> dict[str, tuple[MakeContender, str]]:

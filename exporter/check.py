@@ -13,8 +13,9 @@ from ..runtime.attempt import attempt
 from ..runtime.drift import CheckReport, Finding, differences, verdict_of
 from ..runtime.errors import DeploymlError, InputError, UnsupportedError
 from ..runtime.lock import Lock, LockedSite, read_lock
+from ..runtime.parity import refusal
 from ..runtime.progress import Progress
-from ..runtime.reach import Limits, least_sizes
+from ..runtime.reach import Limits, reachable
 from ..runtime.report import LatencyReport, ParityReport
 from ..runtime.target import TargetName
 from ..runtime.tensors import session_runner
@@ -166,8 +167,8 @@ def _run(subject: Subject, progress: Progress) -> tuple[list[Finding], str | Non
             return [Finding(kind="load", where=subject.graph.path.name, text=text)], None, {}
         names = [output.name for output in session.get_outputs()]
         run = session_runner(session)
-        least = least_sizes(specs, run)
-        cases = parity_cases(specs, limits=least)[:_TRIALS]
+        meant, least = reachable(specs, run)
+        cases = parity_cases(meant, least)[:_TRIALS]
         found: dict[str, Finding] = {}
         for case in cases:
             outputs, reason = attempt(run, case.feeds)
@@ -208,7 +209,10 @@ def _on_parity(parity: ParityReport | None) -> Iterator[Finding]:
         return
     worst = parity.worst
     if parity.verdict != "fail" or worst is None:
-        text = f"could not be compared with {parity.reference}"
+        why = refusal(parity)
+        text = f"could not be compared with {parity.reference}" + (
+            "" if why is None else f": {why}; deployml validate compares on your own inputs (--data FOLDER)"
+        )
         yield Finding(kind="parity", where="outputs", text=text, verdict="inconclusive")
         return
     failed = len({c.case for c in parity.comparisons if c.verdict == "fail"})
@@ -229,7 +233,7 @@ def _latency(
     specs = input_specs(subject.model)
     return measure_latency(
         {"unfused": replace(subject.graph, path=sibling), "fused": subject.graph},
-        lambda run: bench_cases(specs, limits=least_sizes(specs, run)),
+        lambda run: bench_cases(*reachable(specs, run)),
         progress,
         seconds=seconds,
         max_slowdown=max_slowdown,

@@ -60,7 +60,7 @@ def input_specs(
 
 
 def parity_cases(
-    specs: Sequence[InputSpec], *, traced: Mapping[str, int] | None = None, limits: Limits | None = None
+    specs: Sequence[InputSpec], limits: Limits | None = None, *, traced: Mapping[str, int] | None = None
 ) -> tuple[Case, ...]:
     """The grid of shapes and masks to compare on; see :func:`deployml.runtime.feeds.grid`."""
     kinds: tuple[MaskKind, ...] = ("full", "right", "left", "holes", "mixed", "one-token")
@@ -68,7 +68,7 @@ def parity_cases(
 
 
 def bench_cases(
-    specs: Sequence[InputSpec], *, traced: Mapping[str, int] | None = None, limits: Limits | None = None
+    specs: Sequence[InputSpec], limits: Limits | None = None, *, traced: Mapping[str, int] | None = None
 ) -> tuple[Case, ...]:
     """Inputs for timing, the wish first: one row of 128 positions, and shorter ones for models that end earlier.
 

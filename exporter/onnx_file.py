@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from ..passes.cleanup.infer import without_invented
+from ..runtime.attempt import in_one_line
 from ..runtime.errors import InputError, UnsupportedError
 from .invariants import checker_breach
 from .onnx_screen import screen
@@ -26,6 +28,10 @@ _MAGIC: Final[dict[bytes, str]] = {
     b"\x80": "a pickle: deployml export takes it",
     b"TFL3": "a TensorFlow Lite file",
 }
+
+
+#: How onnx's converter begins what it says: a place of its own source.
+_ASSERTION: Final = re.compile(r"(?<=: )\S+:\d+: \w+: Assertion `[^`]*` failed: ")
 
 
 def read_model(path_or_model: Any) -> tuple[ir.Model, str]:
@@ -100,6 +106,36 @@ def _hushed() -> Iterator[None]:
         logger.setLevel(before)
 
 
+class _Caught(logging.Handler):
+    """Keeps the last exception that a logger was told, whose records then go nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: Exception | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the exception of a record that has one."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Exception):
+            self.error = error
+
+
+@contextmanager
+def _overheard(name: str) -> Iterator[_Caught]:
+    """What a logger says while the block runs, kept from everybody else; it is as it was afterwards."""
+    logger, caught = logging.getLogger(name), _Caught()
+    before = logger.level, logger.propagate, logger.handlers[:], logger.disabled
+    logger.setLevel(logging.WARNING)
+    logger.propagate, logger.handlers, logger.disabled = False, [caught], False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield caught
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate, logger.handlers, logger.disabled = before[1:]
+
+
 def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
     """Convert a model, in place, to ``wanted``, or to the oldest opset the passes are written for.
 
@@ -123,23 +159,13 @@ def lift_opset(model: ir.Model, wanted: int | None) -> tuple[str, ...]:
         raise UnsupportedError(
             f"the model has opset {have} and cannot be lowered to {goal}", hint=f"leave --opset out, or give {have}"
         )
-    from onnxscript import version_converter
-
     signature = [(value, value.shape, value.type) for value in (*model.graph.inputs, *model.graph.outputs)]
-    try:
-        version_converter.convert_version(model, goal, fallback=True)
-    except Exception as error:  # the converter has no exception of its own
-        raise UnsupportedError(
-            f"the model cannot be converted from opset {have} to {goal}: {error}",
-            hint=f"export it anew with opset {goal}",
-        ) from error
+    error = _converted(model, goal)
+    if error is not None:
+        raise _inconvertible(model, have, goal, error) from error
     _forget_invented(model)
     for value, shape, kind in signature:
         value.shape, value.type = shape, kind
-    if model.graph.opset_imports[""] != goal:
-        raise UnsupportedError(
-            f"the model cannot be converted from opset {have} to {goal}", hint=f"export it anew with opset {goal}"
-        )
     return (f"converted from opset {have} to {goal}",)
 
 
@@ -147,6 +173,36 @@ def _forget_invented(model: ir.Model) -> None:
     """Names that onnx's shape inference and converter make up ("unk__3") say of two sizes that they differ."""
     for value in (v for node in model.graph.all_nodes() for v in node.outputs):
         value.shape = without_invented(value.shape)
+
+
+def _converted(model: ir.Model, goal: int) -> Exception | None:
+    """Convert a model in place; what went wrong, or None. onnxscript logs what onnx's own converter raises."""
+    from onnxscript import version_converter
+
+    with _hushed(), _overheard("onnxscript.version_converter") as heard:
+        try:
+            version_converter.convert_version(model, goal, fallback=True)
+        except Exception as error:  # the converter has no exception of its own
+            return error
+    return None if model.graph.opset_imports.get("") == goal else heard.error or RuntimeError("no reason was given")
+
+
+def _inconvertible(model: ir.Model, have: int, goal: int, error: Exception) -> UnsupportedError:
+    """The error for a model that has no way to an opset, by the node in its way where that is known."""
+    node = next((n for n in model.graph.all_nodes() if n.domain in ("", "ai.onnx") and _unknown(n.op_type, have)), None)
+    said = f"the model cannot be converted from opset {have} to {goal}: "
+    if node is None:
+        reason = _ASSERTION.sub("", in_one_line(error))
+        return UnsupportedError(said + reason, hint=f"export it anew with opset {goal}")
+    return UnsupportedError(
+        f"{said}node '{node.name or node.outputs[0].name}' is a {node.op_type}, which ONNX does not have at opset "
+        f"{have}; onnxruntime writes such nodes into files that it has optimised",
+        hint=f"give the file as it was before onnxruntime saved it, or export it anew with opset {goal}",
+    )
+
+
+def _unknown(op_type: str, opset: int) -> bool:
+    return not onnx.defs.has(op_type, max_inclusive_version=opset)
 
 
 def check_standard(model: ir.Model, name: str) -> None:

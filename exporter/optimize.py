@@ -13,7 +13,7 @@ from ..runtime.collector import few_collections
 from ..runtime.errors import DeploymlError
 from ..runtime.isa import CpuIsa
 from ..runtime.progress import Progress
-from ..runtime.reach import least_sizes
+from ..runtime.reach import reachable
 from ..runtime.target import Fusion, TargetName
 from .artifact import Artifact
 from .feeding import bench_cases, input_specs, parity_cases
@@ -93,8 +93,8 @@ def optimize(
         specs = input_specs(model)
         checks = Checks(
             reference=partial(_given_graph, path_or_model),
-            cases=lambda run: parity_cases(specs, limits=least_sizes(specs, run)),
-            bench=lambda run: bench_cases(specs, limits=least_sizes(specs, run)),
+            cases=lambda run: parity_cases(*reachable(specs, run)),
+            bench=lambda run: bench_cases(*reachable(specs, run)),
             seconds=bench_seconds,
         )
         return finish(

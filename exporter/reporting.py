@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..passes.rule import ASSUMPTIONS
+from ..runtime.parity import refusal
 from ..runtime.report import Culprit, LatencyReport, ParityReport, Report, Stage, Verdict
 from ..runtime.target import Target
 from ..runtime.versions import installed
@@ -63,7 +64,7 @@ def make_report(
 ) -> Report:
     """The report of an export or an optimize run."""
     journal = fused.journal
-    skipped = dict(not_run)
+    skipped = dict(not_run) | _uncompared(parity, files["model"], source)
     if not options.fuse_attention:
         skipped["fusion"] = "attention was left unfused (--no-fuse-attention)"
     return Report(
@@ -92,6 +93,15 @@ def make_report(
     )
 
 
+def _uncompared(parity: ParityReport | None, model: str, source: str) -> dict[str, str]:
+    """Why nothing was compared, where the reference ran no case, and what to do next."""
+    why = None if parity is None else refusal(parity)
+    if why is None:
+        return {}
+    command = f"deployml validate {model} --against {source} --data FOLDER"
+    return {"parity": f"{why}; compare on your own inputs: {command}"}
+
+
 def report_on_file(
     command: str,
     subject: Subject,
@@ -104,18 +114,20 @@ def report_on_file(
 ) -> Report:
     """The report of a validate or a bench run, which measures a file and makes none."""
     done = {"validate": parity, "bench": latency}
+    skipped = {name: f"not part of {command}" for name, found in done.items() if found is None}
+    against = subject.graph.path.name if source is None else source.name
     return Report(
         command=command,
         verdict=_total_verdict(parity, latency),
         model=subject.graph.path.name,
-        source=subject.graph.path.name if source is None else source.name,
+        source=against,
         target=subject.graph.target,
         versions=installed(),
         parity=parity,
         latency=latency,
         culprit=culprit,
         warnings=() if source is None else source.notes,
-        not_run={name: f"not part of {command}" for name, found in done.items() if found is None},
+        not_run=skipped | _uncompared(parity, subject.graph.path.name, against),
         libraries=tuple(Path(library).name for library in subject.graph.libraries),
         stages=tuple(stages),
     )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..runtime.attempt import Runner
 from ..runtime.feeds import Case, InputSpec
 from ..runtime.progress import Progress
-from ..runtime.reach import Limits, least_sizes
+from ..runtime.reach import Limits, reachable
 from ..runtime.target import TargetName
 from ..runtime.together import together
 from .capture import capture, check_dynamic
@@ -64,19 +64,19 @@ class Traced:
 
     def parity_cases(self, run: Runner) -> tuple[Case, ...]:
         """Shapes that the trace did not see and ``run`` takes, and masks."""
-        specs, sizes, limits = self._axes(run)
-        return parity_cases(specs, traced=sizes, limits=limits)
+        specs, limits, sizes = self._axes(run)
+        return parity_cases(specs, limits, traced=sizes)
 
     def bench_cases(self, run: Runner) -> tuple[Case, ...]:
         """Inputs of the timed run, the wish first, at sizes which ``run`` takes."""
-        specs, sizes, limits = self._axes(run)
-        return bench_cases(specs, traced=sizes, limits=limits)
+        specs, limits, sizes = self._axes(run)
+        return bench_cases(specs, limits, traced=sizes)
 
-    def _axes(self, run: Runner) -> tuple[tuple[InputSpec, ...], dict[str, int], Limits]:
-        """Inputs whose axes are apart as far as the model allows, their sizes in the example, and their bounds."""
+    def _axes(self, run: Runner) -> tuple[tuple[InputSpec, ...], Limits, dict[str, int]]:
+        """Inputs whose axes are apart as far as the model allows, the bounds of the axes, their sizes in the example."""
         shown = _traced_sizes(self)
         specs = together(self.specs, shown, run)
-        return specs, shown, least_sizes(specs, run, shown=shown, limits=axis_limits(self.captured))
+        return *reachable(specs, run, shown=shown, limits=axis_limits(self.captured)), shown
 
     def contenders(self, target: TargetName) -> dict[str, tuple[MakeContender, str]]:
         """Eager torch, for the latency run."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,6 +12,12 @@ from .errors import DeploymlBug
 from .isolate import is_out_of_memory, out_of_memory
 
 __all__ = ["Runner", "attempt", "in_one_line"]
+
+#: What onnxruntime adds that no reader needs: how it begins, and the place and signature in its own source.
+_NOISE: Final = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Non-zero status code returned )?"
+    r"|\S*/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\) (const )?"
+)
 
 #: Named arrays to the outputs in order.
 Runner = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
@@ -36,8 +44,8 @@ def attempt(run: Runner, feeds: Mapping[str, np.ndarray]) -> tuple[list[np.ndarr
 
 
 def in_one_line(error: BaseException, limit: int = 200) -> str:
-    """The class and the beginning of the text of an exception."""
-    text = " ".join(str(error).split())
+    """The class and the beginning of the text of an exception, without onnxruntime's source places."""
+    text = _NOISE.sub("", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:limit]}" if text else type(error).__name__
 
 

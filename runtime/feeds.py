@@ -29,6 +29,7 @@ __all__ = [
     "grid",
     "grid_sizes",
     "is_called_batch",
+    "is_maskable",
     "role_of",
     "root_symbols",
     "signals",
@@ -145,7 +146,7 @@ def grid(
     if not specs:
         raise InputError("a model without inputs cannot be compared", hint="give at least one input")
     shapes = grid_sizes(specs, traced=traced, limits=limits)
-    has_mask = any(_maskable(spec) for spec in specs)
+    has_mask = any(is_maskable(spec) for spec in specs)
     kinds: list[MaskKind] = [k for k in masks if k != "full"] if has_mask else []
     cases = [draw(specs, sizes, seed=seed) for sizes in shapes]
     least = {symbol: low for symbol, (low, _) in (limits or {}).items()}
@@ -177,13 +178,13 @@ def draw(
     With ``least``, the smallest size of a symbol, no row keeps fewer positions: less than a frame of speech is no row.
     """
     label = " ".join(f"{name}={size}" for name, size in sizes.items())
-    has_mask = any(_maskable(spec) for spec in specs)
+    has_mask = any(is_maskable(spec) for spec in specs)
     name = f"{label} mask={mask}".strip() if has_mask else label or "fixed"
     shapes = {spec.name: tuple(evaluate(dim, sizes) for dim in spec.shape) for spec in specs}
     kept = {
         s.name: keep_mask(mask, shapes[s.name], _rng(seed, name, s.name), _shortest(s.shape[-1], least or {}))
         for s in specs
-        if _maskable(s)
+        if is_maskable(s)
     }
     feeds = {s.name: _values(s, shapes[s.name], kept, _rng(seed, name, s.name)) for s in specs}
     masks = [m for m in kept.values() if m.ndim == 2]
@@ -268,7 +269,7 @@ def _values(
     spec: InputSpec, shape: tuple[int, ...], kept: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
     dtype = _dtype(spec)
-    if _maskable(spec):
+    if is_maskable(spec):
         return _mask_values(spec, kept[spec.name], shape, dtype)
     if spec.role == "position-ids":
         return _positions(shape, kept, spec.bound).astype(dtype)
@@ -322,7 +323,7 @@ def root_symbols(specs: Sequence[InputSpec]) -> list[tuple[str, bool]]:
 def _batch_symbol(specs: Sequence[InputSpec], names: Sequence[str]) -> str | None:
     """The symbol that is called so or else leads a mask, an input of more than one symbol, or any input."""
     called_so = [n for n in names if is_called_batch(n)]
-    masks = [spec.shape for spec in specs if _maskable(spec)]
+    masks = [spec.shape for spec in specs if is_maskable(spec)]
     several = [spec.shape for spec in specs if sum(isinstance(d, str) for d in spec.shape) > 1]
     leading = [shape[0] for shape in [*masks, *several, *(s.shape for s in specs)] if shape]
     return next((n for n in [*called_so, *leading] if n in names), None)
@@ -380,7 +381,7 @@ def _padded_pairs(
         return []
 
     def extent(sizes: Mapping[str, int]) -> tuple[int, int]:
-        dims = [tuple(evaluate(d, sizes) for d in s.shape) for s in specs if _maskable(s)]
+        dims = [tuple(evaluate(d, sizes) for d in s.shape) for s in specs if is_maskable(s)]
         return min(d[0] for d in dims), min(d[-1] for d in dims)
 
     usable = [s for s in shapes if extent(s)[1] > 2] or list(shapes)
@@ -390,7 +391,8 @@ def _padded_pairs(
     return pairs + [(s, kind) for s in single for kind in kinds if kind in ("right", "left")]
 
 
-def _maskable(spec: InputSpec) -> bool:
+def is_maskable(spec: InputSpec) -> bool:
+    """Whether an input is a mask with a batch axis, whose last axis runs over positions."""
     return spec.role in ("attention-mask", "key-padding-mask", "additive-mask") and len(spec.shape) >= 2
 
 

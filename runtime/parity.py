@@ -17,10 +17,13 @@ from .feeds import Case
 from .report import Comparison, ParityReport, Verdict
 from .sensitivity import Reactions
 
-__all__ = ["ALL_OUTPUTS", "agrees", "validate"]
+__all__ = ["ALL_OUTPUTS", "agrees", "refusal", "validate"]
 
 #: Stands for "no single output" in a comparison that concerns a whole case.
 ALL_OUTPUTS: Final = "*"
+
+#: Begins the note on a case that the reference refuses.
+_REFUSES: Final = "the reference cannot run this case: "
 
 
 def validate(
@@ -125,7 +128,7 @@ class _Trial:
         """Comparisons of one case, its outputs (None when there are none to look at) and remarks."""
         theirs, why = attempt(self.reference, case.feeds)
         if theirs is None:
-            return [self._whole(case, "not-run", f"the reference cannot run this case: {why}")], None, []
+            return [self._whole(case, "not-run", f"{_REFUSES}{why}")], None, []
         ours, why = attempt(self.run, case.feeds)
         if ours is None:
             return [self._whole(case, "fail", f"runs in the reference, fails here: {why}")], None, []
@@ -206,6 +209,15 @@ def _closing_notes(cases: Sequence[Case], names: Sequence[str], comparisons: Seq
     if skipped:
         notes.append(f"{len(skipped)} of {len(cases)} cases were not run or had nothing to compare")
     return notes
+
+
+def refusal(parity: ParityReport) -> str | None:
+    """The reference's own words, in one line, where it ran no case of a comparison at all; else None."""
+    told = [c for c in parity.comparisons if c.output == ALL_OUTPUTS and (c.note or "").startswith(_REFUSES)]
+    if parity.verdict != "not-run" or not told or len(told) < len({c.case for c in parity.comparisons}):
+        return None
+    said = str(told[0].note).removeprefix(_REFUSES)
+    return f"{parity.reference} runs none of the {len(told)} cases; at {told[0].case}: {said}"
 
 
 def _verdict(cases: Sequence[Case], names: Sequence[str], comparisons: Sequence[Comparison]) -> Verdict:

@@ -12,8 +12,9 @@ from typing import Final
 from .attempt import Runner, attempt
 from .errors import DeploymlError
 from .feeds import InputSpec, draw, elements, grid_sizes, root_symbols, signals
+from .ties import ties
 
-__all__ = ["Limits", "least_sizes"]
+__all__ = ["Limits", "least_sizes", "reachable"]
 
 #: Symbol to its smallest and largest size (None: no limit).
 Limits = Mapping[str, tuple[int, int | None]]
@@ -23,6 +24,26 @@ _GUESSES: Final = tuple(2**power for power in range(5, 15))
 _TOKENS: Final = 1024
 #: No input of more elements is tried.
 _MOST_ELEMENTS: Final = 1 << 21
+
+
+def reachable(
+    specs: Sequence[InputSpec], run: Runner, *, shown: Mapping[str, int] | None = None, limits: Limits | None = None
+) -> tuple[tuple[InputSpec, ...], dict[str, tuple[int, int | None]]]:
+    """The inputs and the sizes of their axes at which the model runs; the arguments are those of :func:`least_sizes`.
+
+    Returns:
+        The inputs, a mask's axis tied to others where the model runs so (see :mod:`deployml.runtime.ties`), and
+        the limits of :func:`least_sizes`.
+    """
+
+    def fits(way: Sequence[InputSpec]) -> bool:
+        # Not at the smallest sizes: a mask of one position fits any. The third have one row: GroupQueryAttention with a
+        # cache takes several new positions of no more rows than that.
+        sizes = grid_sizes(way, traced=shown, limits=limits)
+        return any(map(_trial(way, run), (*sizes[:1], *sizes[2:3])))
+
+    meant = next(filter(fits, ties(specs)), tuple(specs))
+    return meant, least_sizes(meant, run, shown=shown, limits=limits)
 
 
 def least_sizes(

@@ -380,7 +380,7 @@ class Report:
         passes: The passes in the order they ran.
         census_before: Qualified op name to count, before fusion.
         census_after: The same after.
-        parity: None when it was not run; ``not_run`` says why.
+        parity: None when it was not run; ``not_run`` says why, and why a reference ran none of its cases.
         latency: None when it was not run; ``not_run`` says why.
         culprit: After a failed parity, the first wrong step of the run, where it was found.
         assumptions: Named assumptions the graph rests on, with a sentence each.

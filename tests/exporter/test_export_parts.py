@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -299,6 +300,32 @@ def test_opsets_are_lifted_but_not_lowered():
     empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"custom": 1}), ir_version=10)
     with pytest.raises(UnsupportedError):
         lift_opset(empty, None)
+
+
+def older(body: str, opset: int) -> ir.Model:
+    head = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[B,8] x) => (float[B,8] y) <float[8] w = '
+    return ir.from_onnx_text(head + "{1, 1, 1, 1, 1, 1, 1, 1}> { " + body + " }")
+
+
+def test_a_lift_says_nothing_beside_its_own_words(capfd):
+    logger = logging.getLogger("onnxscript.version_converter")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    assert lift_opset(older("y = Mul (x, w)", 14), None) == ("converted from opset 14 to 20",)
+    with pytest.raises(UnsupportedError, match=r"from opset 14 to 20: node 'n' is a LayerNormalization") as told:
+        lift_opset(older('["n"] y = LayerNormalization (x, w)', 14), None)
+    assert "before onnxruntime saved it" in str(told.value.hint)
+    assert capfd.readouterr() == ("", "")
+    assert (logger.level, logger.propagate, logger.handlers[:]) == before
+
+
+def test_a_refused_lift_tells_the_converters_reason(monkeypatch):
+    def refuses(*_args: object, **_options: object) -> None:
+        raise RuntimeError("/project/onnx/x.h:66: adapter_lookup: Assertion `false` failed: No Adapter for Mul")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", refuses)
+    with pytest.raises(UnsupportedError, match="from opset 14 to 20: RuntimeError: No Adapter for Mul") as told:
+        lift_opset(older("y = Mul (x, w)", 14), None)
+    assert told.value.hint == "export it anew with opset 20"
 
 
 def test_a_weights_file_that_is_short_is_named(tmp_path):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from deployml.runtime.attempt import in_one_line
 from deployml.runtime.compare import Granted, compare, grant, relative_error
 from deployml.runtime.errors import DeploymlBug
 from deployml.runtime.feeds import Case, InputSpec, grid
-from deployml.runtime.parity import validate
+from deployml.runtime.parity import refusal, validate
 from deployml.runtime.report import ParityReport, from_json, to_json
 from deployml.runtime.sensitivity import shortened, shuffled
 
@@ -293,7 +294,27 @@ def test_a_case_the_reference_cannot_run_is_not_run_and_counted():
 
 
 def test_all_cases_not_run_is_not_a_pass():
-    assert check(mean_of_real, boom).verdict == "not-run"
+    report = check(mean_of_real, boom)
+    assert report.verdict == "not-run"
+    said = refusal(report)
+    assert said is not None and "\n" not in said
+    assert said.startswith("eager float32 runs none of the ") and said.endswith(
+        "ValueError: sizes of tensors must match"
+    )
+
+
+def test_a_reference_that_runs_somewhere_refuses_nothing():
+    assert refusal(check(mean_of_real)) is None and refusal(check(boom)) is None
+
+
+def test_what_onnxruntime_says_is_told_without_its_source():
+    text = (
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'r' Status "
+        "Message: /onnxruntime_src/core/reshape_helper.h:91 ns::Helper::Helper(const ns::Shape&, bool) a == b was false"
+    )
+    assert in_one_line(ValueError(text)) == (
+        "ValueError: while running Reshape node. Name:'r' Status Message: a == b was false"
+    )
 
 
 def test_a_case_only_the_graph_cannot_run_fails():

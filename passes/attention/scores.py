@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..graph import attribute, constant, dims, op_name, producer, scalar
 from ..rule import Declined
+from .sink_vector import Size, per_head_vector
 
 __all__ = ["ABSORBS", "Factor", "Product", "Term", "View", "filling", "score_product", "swaps_last"]
 
@@ -24,8 +25,6 @@ LOWEST, LOWEST_HALF = -1e30, -65504.0
 
 #: Operators that hand their first input through (Dropout does, in inference).
 _TRANSPARENT = frozenset({"Identity", "Dropout"})
-#: A dimension: a number, a symbol, or unknown.
-Size = int | str | None
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -271,7 +270,7 @@ class _Walk:
         self.sink_first = not _holds_scores(path, beside=column)
         if self.sink_first:
             path, column = column, path
-        self.sink = _per_head_vector(column)
+        self.sink = per_head_vector(column)
         if self.sink is None:
             raise Declined("sink-form", f"'{column.name}' {dims(column)} is not one logit for each head", at=node)
         return path
@@ -371,56 +370,6 @@ def _is_one_column(value: ir.Value, beside: ir.Value) -> bool:
     if shape is None or rows is None or len(shape) > len(rows):
         return False
     return not shape or shape[-1] == 1
-
-
-#: The place of an axis that a tensor does not have.
-_NOWHERE = -1
-
-
-def _per_head_vector(value: ir.Value) -> ir.Value | None:
-    """The tensor of N elements (or of one) behind a (B, N, S, 1) value that was reshaped and expanded."""
-    shape = dims(value)
-    if shape is None or len(shape) not in (3, 4) or shape[-1] != 1:
-        return None
-    place: int | None = 1  # of the heads; None where unknown shapes hide it
-    for _ in range(6):
-        found = dims(value)
-        wide = None if found is None else [d for d in found if d != 1]
-        by_head = len(shape) == 4 and wide == [shape[1]]
-        if found is not None and (not wide or (by_head and _is_of_heads(found, place))):
-            return value
-        node = producer(value, "Expand", "Unsqueeze", "Identity", "Cast", "Reshape")
-        if node is None:
-            return None
-        before = dims(_first(node))
-        if node.op_type == "Reshape" and not _same_but_ones(found, before):
-            return None
-        value, place = _first(node), _place_before(found, before, place)
-    return None
-
-
-def _is_of_heads(found: Sequence[Size], place: int | None) -> bool:
-    """Whether the one long axis of a tensor is that of the heads; a vector is, where shapes do not tell."""
-    if place is None:
-        return len(found) == 1 or found[-2:] == (1, 1)
-    return place != _NOWHERE and found[place] != 1
-
-
-def _same_but_ones(first: Sequence[Size] | None, second: Sequence[Size] | None) -> bool:
-    """Whether two known shapes differ in axes of length one alone."""
-    if first is None or second is None or None in first or None in second:
-        return False
-    return [d for d in first if d != 1] == [d for d in second if d != 1]
-
-
-def _place_before(after: Sequence[Size] | None, before: Sequence[Size] | None, place: int | None) -> int | None:
-    """Where an axis stood before a tensor was expanded, or got and lost axes of length one."""
-    if place == _NOWHERE or place is None or after is None or before is None or None in after or None in before:
-        return _NOWHERE if place == _NOWHERE else None
-    if _same_but_ones(after, before):
-        ahead = sum(d != 1 for d in after[:place])
-        return [at for at, d in enumerate(before) if d != 1][ahead] if after[place] != 1 else _NOWHERE
-    return max(place - (len(after) - len(before)), _NOWHERE)  # expanded: axes count from the last
 
 
 def _first(node: ir.Node) -> ir.Value:

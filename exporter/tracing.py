@@ -73,7 +73,7 @@ class Traced:
         return bench_cases(specs, limits, traced=sizes)
 
     def _axes(self, run: Runner) -> tuple[tuple[InputSpec, ...], Limits, dict[str, int]]:
-        """Inputs, their axes apart as far as the model allows, the bounds of the axes, and their sizes in the example."""
+        """Inputs, their axes apart as far as the model allows, bounds of the axes, and their sizes in the example."""
         shown = _traced_sizes(self)
         specs = together(self.specs, shown, run)
         return *reachable(specs, run, shown=shown, limits=axis_limits(self.captured)), shown

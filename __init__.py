@@ -7,6 +7,7 @@ onnxruntime.
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'deployml' has no attribute {name!r}")
     home = _HOMES.get(name, ".runtime.errors")
+    before = random.getstate()
     module = importlib.import_module(f"{home}{name}" if home.endswith(".") else home, __package__)
+    random.setstate(before)  # rich draws numbers when it is imported: a caller's seeded run would change
     value = getattr(module, name)
     globals()[name] = value
     return value

@@ -5,13 +5,15 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from ..runtime.attempt import Runner
 from ..runtime.feeds import Case, InputSpec
@@ -21,6 +23,7 @@ from ..runtime.target import TargetName
 from ..runtime.together import together
 from .capture import capture, check_dynamic
 from .capture.captured import Captured
+from .capture.written_state import state_notes
 from .eager import Eager, eager_contender
 from .feeding import bench_cases, input_specs, parity_cases
 from .inputs.vocabulary import vocabulary_of
@@ -84,6 +87,18 @@ class Traced:
 
 
 @contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the random numbers of the process as they were: packages that are first imported here draw some."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+@contextmanager
 def load_and_translate(
     source: Any, options: SourceOptions, *, opset: int, progress: Progress, **examples: Any
 ) -> Iterator[Traced]:
@@ -96,17 +111,19 @@ def load_and_translate(
         progress: Shows and times the stages.
         examples: ``args``, ``kwargs`` and ``dynamic_shapes`` of :func:`deployml.exporter.load.load`.
     """
-    with progress.stage("load"):
-        loaded = load(source, **options.keywords(), **examples)
-    with loaded:
+    with ExitStack() as stack:
+        stack.enter_context(_generators_kept())
+        with progress.stage("load"):
+            loaded = stack.enter_context(load(source, **options.keywords(), **examples))
         with progress.stage("trace"):
             captured = capture(loaded)
+            written = state_notes(captured.program)
         with progress.stage("check axes"):
             checked = check_dynamic(loaded, captured)
         with progress.stage("translate"):
             translated = translate(captured, opset=opset)
         specs = input_specs(translated.model, examples=Eager(loaded).examples(), bound=_index_bound(loaded))
-        notes = tuple(dict.fromkeys([*loaded.notes, *captured.notes, *checked, *translated.notes]))
+        notes = tuple(dict.fromkeys([*loaded.notes, *captured.notes, *written, *checked, *translated.notes]))
         yield Traced(loaded, captured, translated.model, specs, notes)
 
 

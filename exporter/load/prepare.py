@@ -11,6 +11,9 @@ from ...runtime.errors import InputError
 
 __all__ = ["Prepared", "configs_of", "prepare"]
 
+#: Buffers of more bytes are not copied: they are tables and weights.
+_KEPT = 64 << 20
+
 #: Attention implementations that need a GPU or cannot be traced; sdpa computes the same.
 _UNTRACEABLE = ("flash", "flex", "paged", "xformers")
 
@@ -60,10 +63,22 @@ def prepare(module: Any, *, fresh: bool = False, script: bool = False, keep_cach
                 _drop_cache(done)
             _traceable_attention(done)
             _dtype(done)
+        _keep_buffers(done)
     except BaseException:
         done.restore()
         raise
     return done
+
+
+def _keep_buffers(done: Prepared) -> None:
+    """Models count, gather statistics and cache in buffers: afterwards those hold what they held before."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in done.module.buffers() if buffer.nbytes <= _KEPT]
+
+    def put_back() -> None:
+        for buffer, value in kept:
+            buffer.data.copy_(value)
+
+    done.undo.append(put_back)
 
 
 def _unwrap(done: Prepared) -> None:

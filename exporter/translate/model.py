@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,12 @@ def _explained(error: Exception, program: Any, table: dict[Any, Any], opset: int
     listed = untranslated_error(program, table, opset)
     if listed is not None:
         return listed
+    constant = re.search(r"Constant (\S+) is mutated", str(last))
+    if constant is not None:
+        return UnsupportedError(
+            f"The model writes into '{constant[1]}' when it is called: a tensor attribute that is no buffer.",
+            hint=f"Make it a buffer (self.register_buffer('{constant[1]}', ...)), or do not write in place.",
+        )
     lines = [line.strip() for line in str(last).splitlines() if line.strip()]
     return UnsupportedError(
         f"torch could not write the model as ONNX: {(lines or [type(last).__name__])[0][:300]}",
